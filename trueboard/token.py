@@ -1,0 +1,91 @@
+"""`trueboard token`: an access token of this data directory's own keys, and nothing else on the output."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import click
+
+from core import scopes, words
+from core.errors import TrueboardError
+from service import keys
+from service.settings import DEFAULT_DATA
+
+_DEV_NAME = "trueboard"
+_DEFAULT_TTL_S = 3600
+
+
+@click.command("token", help="Print an access token signed by the keys of the data directory.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA,
+    show_default=True,
+    envvar="TRUEBOARD_DATA",
+    help="The data directory.",
+)
+@click.option("--user", required=True, help="The user id the token speaks for.")
+@click.option("--name", default=None, help="The name to show on boards.")
+@click.option(
+    "--scope",
+    "scope",
+    multiple=True,
+    type=click.Choice(sorted(scopes.ALL)),
+    metavar="SCOPE",
+    help=f"What it allows; may be given again. Without: {' '.join(scopes.DEFAULT)}.",
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=click.IntRange(1, keys.LONGEST_LIFE_S),
+    default=_DEFAULT_TTL_S,
+    show_default=True,
+    help="Seconds it lives.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the token inside a JSON object.")
+def command(
+    data: Path, user: str, name: str | None, scope: tuple[str, ...], ttl_s: int, as_json: bool
+) -> None:
+    if not words.is_user_id(user):
+        raise click.BadParameter("a user id is 1 to 255 of A-Z a-z 0-9 . _ : @ -", param_hint="--user")
+    if name is not None and not words.is_username(name):
+        raise click.BadParameter("a name is 1 to 255 bytes without control characters", param_hint="--name")
+    issuer, audience = _issuer_and_audience(data)
+    granted = scope or scopes.DEFAULT
+    now_s = int(time.time())
+    try:
+        keys.ensure(data / "keys")
+        token = keys.issue(
+            data / "keys",
+            user=user,
+            name=name,
+            scopes=granted,
+            ttl_s=ttl_s,
+            issuer=issuer,
+            audience=audience,
+            now_s=now_s,
+        )
+    except TrueboardError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        shown = {"token": token, "user_id": user, "scope": " ".join(granted), "exp": now_s + ttl_s}
+        click.echo(json.dumps(shown))
+    else:
+        click.echo(token)
+
+
+def _issuer_and_audience(data: Path) -> tuple[str, str]:
+    """Those of the running system, else those it would be started with."""
+    try:
+        endpoints = json.loads((data / "endpoints.json").read_bytes())
+        return str(endpoints["issuer"]), str(endpoints["audience"])
+    except FileNotFoundError:
+        return (
+            os.environ.get("TRUEBOARD_ISSUER") or _DEV_NAME,
+            os.environ.get("TRUEBOARD_AUDIENCE") or _DEV_NAME,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(f"endpoints.json in {data} cannot be read") from error
