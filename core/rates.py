@@ -199,53 +199,53 @@ class Recent:
         """Whether it is complete for these instants, both included."""
         return self.complete_since_us <= since_us and until_us <= self.complete_until_us
 
-    def count(self, code: int, occurred_us: int, received_us: int | None, window_us: int) -> tuple[int, int]:
-        """Rows of a type in the windows that end at an instant: by occurred, and by received.
+    def count(self, code: int, occurred_us: int, received_us: int | None, window_us: int) -> tuple[int, ...]:
+        """Rows of a type in the windows that end at an instant: by occurred, then by received.
 
-        Without `received_us` none is looked for by received.
+        Without `received_us` the answer is by occurred alone.
         """
         if self._index is not None:
-            of_type = self._index.get(code)
-            if of_type is None:
-                return 0, 0
-            return of_type.occurred.count(occurred_us - window_us, occurred_us), (
-                0 if received_us is None else of_type.received.count(received_us - window_us, received_us)
+            of_type = self._index.get(code, _NOTHING)
+            if received_us is None:
+                return (of_type.occurred.count(occurred_us, window_us),)
+            return (
+                of_type.occurred.count(occurred_us, window_us),
+                of_type.received.count(received_us, window_us),
             )
         occurred_low_us = occurred_us - window_us
-        # Without an end by received, a window that holds nothing.
-        received_us = ALWAYS_US if received_us is None else received_us
-        received_low_us = received_us - window_us
+        received_high_us = ALWAYS_US if received_us is None else received_us
+        received_low_us = received_high_us - window_us
         by_occurred = by_received = 0
         for row_occurred_us, row_received_us, _, row_code, flags in _ROW.iter_unpack(self._rows):
             if row_code == code:
                 if occurred_low_us < row_occurred_us <= occurred_us:
                     by_occurred += 1
-                if received_low_us < row_received_us <= received_us and not flags & _BACKFILL:
+                if received_low_us < row_received_us <= received_high_us and not flags & _BACKFILL:
                     by_received += 1
-        return by_occurred, by_received
+        return (by_occurred,) if received_us is None else (by_occurred, by_received)
 
     def total(
         self, codes: Collection[int], occurred_us: int, received_us: int | None, window_us: int
-    ) -> tuple[int, int]:
-        """The sum of the points of the rows of these types in the same two windows."""
+    ) -> tuple[int, ...]:
+        """The sum of the points of the rows of these types, in the windows of `count`."""
         by_occurred = by_received = 0
-        occurred_low_us = occurred_us - window_us
-        received_us = ALWAYS_US if received_us is None else received_us
-        received_low_us = received_us - window_us
         if self._index is not None:
             for code in codes:
-                of_type = self._index.get(code)
-                if of_type is not None:
-                    by_occurred += of_type.occurred.total(occurred_low_us, occurred_us)
-                    by_received += of_type.received.total(received_low_us, received_us)
-            return by_occurred, by_received
+                of_type = self._index.get(code, _NOTHING)
+                by_occurred += of_type.occurred.total(occurred_us, window_us)
+                if received_us is not None:
+                    by_received += of_type.received.total(received_us, window_us)
+            return (by_occurred,) if received_us is None else (by_occurred, by_received)
+        occurred_low_us = occurred_us - window_us
+        received_high_us = ALWAYS_US if received_us is None else received_us
+        received_low_us = received_high_us - window_us
         for row_occurred_us, row_received_us, points, row_code, flags in _ROW.iter_unpack(self._rows):
             if row_code in codes:
                 if occurred_low_us < row_occurred_us <= occurred_us:
                     by_occurred += points
-                if received_low_us < row_received_us <= received_us and not flags & _BACKFILL:
+                if received_low_us < row_received_us <= received_high_us and not flags & _BACKFILL:
                     by_received += points
-        return by_occurred, by_received
+        return (by_occurred,) if received_us is None else (by_occurred, by_received)
 
     def nearest_us(self, code: int, at_us: int) -> tuple[int, int]:
         """How far from an instant, before or after it, the nearest row of a type occurred.
@@ -253,9 +253,7 @@ class Recent:
         The nearest judged one, and the nearest accepted one; `FOREVER_US` where there is none.
         """
         if self._index is not None:
-            of_type = self._index.get(code)
-            if of_type is None:
-                return FOREVER_US, FOREVER_US
+            of_type = self._index.get(code, _NOTHING)
             return _nearest_us(of_type.occurred.instants, at_us), _nearest_us(of_type.accepted, at_us)
         judged_us = accepted_us = FOREVER_US
         for occurred_us, _, _, row_code, flags in _ROW.iter_unpack(self._rows):
@@ -340,18 +338,24 @@ class _Series:
         instants.insert(place, instant_us)
         sums[place:] = [sums[place], *[total + points for total in sums[place:]]]
 
-    def count(self, low_us: int, high_us: int) -> int:
-        return bisect_right(self.instants, high_us) - bisect_right(self.instants, low_us)
+    def count(self, at_us: int, window_us: int) -> int:
+        """How many lie in (at − window, at]."""
+        return bisect_right(self.instants, at_us) - bisect_right(self.instants, at_us - window_us)
 
-    def total(self, low_us: int, high_us: int) -> int:
+    def total(self, at_us: int, window_us: int) -> int:
+        """The sum of the points of those."""
         sums = self.sums
-        return sums[bisect_right(self.instants, high_us)] - sums[bisect_right(self.instants, low_us)]
+        return sums[bisect_right(self.instants, at_us)] - sums[bisect_right(self.instants, at_us - window_us)]
 
 
 class _TypeIndex(NamedTuple):
     occurred: _Series
     received: _Series
     accepted: array[int]
+
+
+_NOTHING: Final = _TypeIndex(_Series(()), _Series(()), array("q"))
+"""Stands for a type without rows; nothing is ever added to it."""
 
 
 class _Bounds(NamedTuple):
