@@ -1,0 +1,1 @@
+"""The truth: ledger, revisions, deltas, entries, players and definitions in Postgres."""

@@ -1,0 +1,345 @@
+"""One consumed group of records, carried out in one transaction.
+
+The order of steps is that of the architecture's ledger chapter. What has happened to each record
+comes back as an `Outcome`; whatever was at hand about players is put right only after the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import psycopg
+
+from core import words
+from core.errors import TrueboardError
+from core.rates import Judgement, Rules
+from storage.postgres import definitions
+from storage.postgres.definitions import Definitions
+from storage.postgres.ledger import (
+    DeltaColumns,
+    JudgedRow,
+    Ledger,
+    OpenBatch,
+    Overtaken,
+    Position,
+    Progress,
+    merged,
+)
+from stream_app import judging
+from stream_app.judging import Bounds, Incoming, Person, Plan
+from stream_app.people import People, person
+
+JUDGINGS: Final = 3
+"""How often a group is judged anew, in a transaction of its own, because others were quicker."""
+
+
+class Stopped(TrueboardError):
+    """This partition cannot go on: its log is not the one the ledger knows. Somebody must look."""
+
+    def __init__(self, partition: int, detail: str) -> None:
+        super().__init__(f"partition {partition}: {detail}")
+        self.partition, self.detail = partition, detail
+
+
+class OutOfStep(TrueboardError):
+    """The records at hand do not begin where the ledger ends: seek to `next_offset` and read again."""
+
+    def __init__(self, partition: int, next_offset: int, first_offset: int) -> None:
+        super().__init__(f"partition {partition}: expected offset {next_offset}, got {first_offset}")
+        self.partition, self.next_offset, self.first_offset = partition, next_offset, first_offset
+
+
+@dataclass(slots=True)
+class Slice:
+    """A contiguous run of one partition's records, decoded.
+
+    `incoming` are the readable ones, `unreadable` offset → reason of the others (already on the
+    dead-letter topic), `last_fingerprint` that of the last record. `first`/`last` are offsets.
+    """
+
+    partition: int
+    first: int
+    last: int
+    incoming: list[Incoming]
+    unreadable: dict[int, str]
+    last_fingerprint: bytes
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a group came to. `position` is None if it only repeated what is known."""
+
+    position: Position | None
+    judged: list[tuple[Incoming, Judgement]] = field(default_factory=list)
+    repeated: list[Incoming] = field(default_factory=list)
+    redelivered: int = 0
+    changed_entries: int = 0
+    answers: dict[tuple[str, str], JudgedRow] = field(default_factory=dict)
+
+
+def record_fingerprint(key: bytes | None, value: bytes | None) -> bytes:
+    """First 16 bytes of SHA-256(key ‖ 0x00 ‖ value)."""
+    return hashlib.sha256((key or b"") + b"\0" + (value or b"")).digest()[:16]
+
+
+class Judge:
+    """What one worker keeps between groups: definitions, players at hand, one connection."""
+
+    def __init__(self, ledger: Ledger, *, most_people: int, max_late_us: int, max_early_us: int) -> None:
+        self.ledger = ledger
+        self._people = People(most=most_people, slack_us=max_late_us)
+        self._max_late_us, self._max_early_us = max_late_us, max_early_us
+        self._definitions: Definitions | None = None
+        self._rules: Rules | None = None
+
+    def people_at_hand(self) -> int:
+        return len(self._people)
+
+    def carry_out(self, log: int, slices: Sequence[Slice]) -> Outcome:
+        """Judge these slices of log `log` and write down what came of it: all of it, or nothing.
+
+        Raises:
+            Unavailable: repeat the step.
+            OutOfStep: a slice does not begin where the ledger ends.
+            Stopped: a slice is not of the log that the ledger has read.
+        """
+        bounded = False
+        for left in reversed(range(JUDGINGS)):
+            try:
+                return self._attempt(log, slices, bounded)
+            except Overtaken:
+                if not left:
+                    raise
+            except (psycopg.errors.NumericValueOutOfRange, psycopg.errors.CheckViolation):
+                if bounded:
+                    raise
+                bounded = True
+        raise Overtaken("others judge the same actions over and over")
+
+    def _attempt(self, log: int, slices: Sequence[Slice], bounded: bool) -> Outcome:
+        involved: list[Person] = []
+        try:
+            return self._in_transaction(log, slices, bounded, involved)
+        except BaseException:
+            judging.forget(involved)
+            raise
+
+    def _in_transaction(
+        self, log: int, slices: Sequence[Slice], bounded: bool, involved: list[Person]
+    ) -> Outcome:
+        with self.ledger.batch([piece.partition for piece in slices]) as batch:
+            rules = self._current(batch)
+            incoming, redelivered = _in_step(batch, log, slices)
+            runs = {
+                piece.partition: self._people.run_of(
+                    piece.partition, batch.progress[piece.partition].next_offset
+                )
+                for piece in slices
+            }
+            people, found, fresh, renamed = self._who(batch, incoming)
+            involved += people
+            existing = (
+                batch.existing(
+                    [item.record.action_id for item in incoming], [someone.player for someone in people]
+                )
+                if incoming
+                else set()
+            )
+            _only_known(batch, log, redelivered, existing, incoming, people)
+            self._people.ready(batch, rules, people, fresh, incoming, runs)
+            plan = judging.judge(
+                rules,
+                self._bounds(batch, rules, incoming, people, bounded),
+                people,
+                existing,
+                incoming,
+                log,
+                max_late_us=self._max_late_us,
+                max_early_us=self._max_early_us,
+            )
+            position, changed = _write(batch, log, slices, plan, renamed)
+            outcome = Outcome(
+                position,
+                [(incoming[index], judgement) for index, judgement in plan.judged.items()],
+                [incoming[index] for index in plan.repeated],
+                len(redelivered),
+                changed,
+            )
+            asked = [item for item in outcome.repeated if item.reply_to]
+            if asked:
+                outcome.answers = batch.judged(
+                    [(item.record.user_id, item.record.action_id) for item in asked]
+                )
+        for piece in slices:
+            next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
+            self._people.moved(piece.partition, next_offset)
+        self._people.keep(found)
+        if incoming:
+            self._people.prune(people, rules, max(item.received_us for item in incoming))
+        return outcome
+
+    def _current(self, batch: OpenBatch) -> Rules:
+        """The rules in force; read anew, with all that depends on them, where the fence moved."""
+        if self._definitions is None or self._rules is None or self._definitions.fence != batch.fence():
+            self._people.clear()
+            self._definitions = definitions.load(batch)
+            self._rules = Rules(self._definitions.catalogue)
+        return self._rules
+
+    def _who(
+        self, batch: OpenBatch, incoming: Sequence[Incoming]
+    ) -> tuple[list[Person], dict[str, Person], set[int], dict[int, str]]:
+        """Who sent each record; those not at hand before; those new in this world; new names."""
+        find = self._people.find
+        at_hand: dict[str, Person | None] = {}
+        names: dict[str, str] = {}
+        for item in incoming:
+            user_id = item.record.user_id
+            if user_id not in at_hand:
+                at_hand[user_id] = find(user_id)
+            if item.record.username is not None:
+                names[user_id] = item.record.username
+        missing = sorted(user_id for user_id, known in at_hand.items() if known is None)
+        found: dict[str, Person] = {}
+        fresh: set[int] = set()
+        if missing:
+            found = {user_id: person(row) for user_id, row in batch.players(missing).items()}
+            unknown = {user_id: names.get(user_id) for user_id in missing if user_id not in found}
+            if unknown:
+                made = {user_id: person(row) for user_id, row in batch.intern(unknown).items()}
+                found |= made
+        people_of = {
+            user_id: known if known is not None else found[user_id] for user_id, known in at_hand.items()
+        }
+        renamed: dict[int, str] = {}
+        for user_id, name in names.items():
+            someone = people_of[user_id]
+            if someone.username != name:
+                renamed[someone.player] = name
+        if renamed:
+            batch.rename(renamed)
+            for user_id, name in names.items():
+                # A person at hand must not know a name that is not committed: it gets a copy.
+                someone = people_of[user_id]
+                if someone.player in renamed:
+                    copy = Person(
+                        someone.player, someone.pid, name, someone.recent, someone.partition, someone.run
+                    )
+                    people_of[user_id] = found[user_id] = copy
+                    someone.recent = None
+        return [people_of[item.record.user_id] for item in incoming], found, fresh, renamed
+
+    def _bounds(
+        self,
+        batch: OpenBatch,
+        rules: Rules,
+        incoming: Sequence[Incoming],
+        people: Sequence[Person],
+        bounded: bool,
+    ) -> Bounds:
+        assert self._definitions is not None
+        (main,) = [board for board in self._definitions.boards if board.board == words.MAIN_BOARD]
+        if bounded or judging.could_cross(rules, incoming):
+            players = sorted({someone.player for someone in people})
+            return Bounds(main.lowest, batch.scores(words.MAIN_PERIOD, players))
+        return Bounds(main.lowest)
+
+
+def _in_step(
+    batch: OpenBatch, log: int, slices: Sequence[Slice]
+) -> tuple[list[Incoming], list[tuple[Slice, int]]]:
+    """The readable records in order, and which (slice, offset) are redeliveries."""
+    incoming: list[Incoming] = []
+    redelivered: list[tuple[Slice, int]] = []
+    for piece in slices:
+        progress = batch.progress.get(piece.partition)
+        if progress is None or progress.log != log:
+            raise OutOfStep(piece.partition, progress.next_offset if progress else 0, piece.first)
+        if piece.first > progress.next_offset:
+            raise OutOfStep(piece.partition, progress.next_offset, piece.first)
+        incoming += piece.incoming
+        redelivered += [
+            (piece, offset) for offset in range(piece.first, min(piece.last + 1, progress.next_offset))
+        ]
+    return incoming, redelivered
+
+
+def _only_known(
+    batch: OpenBatch,
+    log: int,
+    redelivered: Sequence[tuple[Slice, int]],
+    existing: set[tuple[str, int]],
+    incoming: Sequence[Incoming],
+    people: Sequence[Person],
+) -> None:
+    """A redelivered record must be in the ledger or among those passed over.
+
+    Raises:
+        Stopped: it is in neither, so this is not the log that was read before.
+    """
+    if not redelivered:
+        return
+    key_at = {
+        (item.partition, item.offset): (item.record.action_id, someone.player)
+        for item, someone in zip(incoming, people, strict=True)
+    }
+    unknown: dict[int, list[int]] = {}
+    for piece, offset in redelivered:
+        key = key_at.get((piece.partition, offset))
+        if key is None or key not in existing:
+            unknown.setdefault(piece.partition, []).append(offset)
+    for partition, offsets in unknown.items():
+        left = set(offsets) - batch.set_aside_offsets(log, partition, offsets)
+        if left:
+            raise Stopped(
+                partition,
+                f"offset {min(left)} was read before and is not in the ledger: this is another log",
+            )
+
+
+def _write(
+    batch: OpenBatch, log: int, slices: Sequence[Slice], plan: Plan, renamed: dict[int, str]
+) -> tuple[Position | None, int]:
+    deltas: list[DeltaColumns] = []
+    number = batch.next_batch() if plan.judged or renamed else 0
+    if plan.judged:
+        batch.insert_rows(number, plan.rows)
+    for piece in slices:
+        progress = batch.progress[piece.partition]
+        passed = {o: why for o, why in piece.unreadable.items() if o >= progress.next_offset}
+        if passed:
+            batch.set_aside(log, piece.partition, passed)
+    period = words.MAIN_PERIOD
+    if plan.points:
+        players = sorted(plan.points)
+        deltas.append(
+            batch.add_points(
+                period,
+                number,
+                players,
+                [plan.points[player] for player in players],
+                [plan.reached_us[player] for player in players],
+            )
+        )
+    only_names = renamed.keys() - plan.points.keys()
+    if only_names:
+        # Before new entries are made, so that no player stands in two of the deltas.
+        deltas.append(batch.touch(period, sorted(only_names)))
+    if plan.presence:
+        players = sorted(plan.presence)
+        deltas.append(batch.add_presence(period, players, [plan.presence[player] for player in players]))
+    moved = {}
+    for piece in slices:
+        progress = batch.progress[piece.partition]
+        if piece.last + 1 > progress.next_offset:
+            moved[piece.partition] = Progress(log, piece.last + 1, piece.last_fingerprint)
+    if moved:
+        batch.move_progress(moved)
+    if not number:
+        return None, 0
+    delta = merged(period, deltas)
+    position = batch.append(number, "stream", plan.leaves, [delta] if len(delta) else [])
+    return position, len(delta)
