@@ -115,7 +115,9 @@ def _generate(algorithm: Algorithm) -> dict[str, str]:
         jwk = jwt.algorithms.ECAlgorithm.to_jwk(pair, as_dict=True)
     else:
         jwk = jwt.algorithms.OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate(), as_dict=True)
-    members = {name: jwk[name] for name in ("kty", "crv", "x", "y", "d") if name in jwk}
+    members: dict[str, str] = {
+        name: value for name, value in jwk.items() if name in ("kty", "crv", "x", "y", "d")
+    }
     return {**members, "alg": algorithm, "use": "sig", "kid": _thumbprint(members)}
 
 

@@ -82,13 +82,12 @@ def configure(service: str, *, level: int = logging.INFO, stream: TextIO | None 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger: `get("ingest.submission").info("submission_answered", status=202, action_id=…)`."""
-    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(logger=name))
+    return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(logger_name=name))
 
 
-def _name_logger(logger: Any, _: str, event: Event) -> Event:
-    if "logger" not in event:
-        record = event.get("_record")
-        event["logger"] = record.name if record is not None else getattr(logger, "name", "root")
+def _name_logger(_: Any, __: str, event: Event) -> Event:
+    record = event.get("_record")
+    event["logger"] = record.name if record is not None else event.pop("logger_name", "root")
     return event
 
 

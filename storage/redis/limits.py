@@ -1,0 +1,274 @@
+"""How much a caller may send: GCRA over Redis, several rules decided in one round trip.
+
+The generic cell rate algorithm keeps one instant per rule, the one at which all that was
+granted would have been due. Time is Redis's own, so replicas with different clocks agree.
+
+What counts: a request that a limit lets pass has been charged, whatever is refused about it
+later (its shape, its rights, its rules). One that a limit turns away charges nothing,
+so `Retry-After` is a promise, and whoever hammers a limit gets exactly the rule's rate.
+
+Keys are `tb:limit:<rule>:<key>`, each gone once its burst is full again. On a single server
+one script decides all rules. In a cluster a script may touch one slot only: there each rule
+is a call of its own, all at once, and what was charged is given back if another refused.
+
+When Redis does not answer within `BUDGET_S` the process decides by itself with its share of
+the limit, and after a few such answers does so at once, asking Redis again once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final, cast
+
+from redis import exceptions as redis_exceptions
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from core.errors import Refused
+from service import logs, metrics
+
+BUDGET_S: Final = 0.05
+"""Longest a request waits for Redis to decide."""
+
+_FAILURES_UNTIL_LOCAL = 3
+_LOCAL_FOR_S = 1.0
+_LOCAL_KEYS = 20_000
+_NO_ANSWER = (
+    redis_exceptions.RedisError,
+    redis_exceptions.RedisClusterException,
+    OSError,
+    TimeoutError,
+)
+
+_SCRIPT = resources.files("storage.redis").joinpath("scripts/limit.lua").read_text("utf-8")
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+_log = logs.get("storage.redis.limits")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """At most `burst` at once and `rate_per_s` in the long run, for one `key` (a user, an address …).
+
+    `name` is what the headers call it (`user`, `address`). One unit takes a whole number of
+    microseconds, so a rate is exact where it divides a million. A request that costs more
+    than `burst` is always refused.
+    """
+
+    name: str
+    key: str
+    rate_per_s: float
+    burst: int
+
+    def __post_init__(self) -> None:
+        if self.rate_per_s <= 0 or self.burst < 1:
+            raise ValueError(f"limit {self.name} needs a rate above 0 and a burst of at least 1")
+
+    @property
+    def interval_us(self) -> int:
+        """Microseconds one unit takes to come back."""
+        return max(1, round(1_000_000 / self.rate_per_s))
+
+    @property
+    def redis_key(self) -> str:
+        return f"tb:limit:{self.name}:{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a request may go on, and what to tell its sender.
+
+    `refused_by` names the rule with the longest wait; `retry_after_s` is 0 when allowed.
+    `rate_limit` and `rate_limit_policy` are header values as of
+    draft-ietf-httpapi-ratelimit-headers: per rule the units left and the seconds until all
+    of the burst is back; `local` says that Redis was not asked or did not answer.
+    """
+
+    allowed: bool
+    retry_after_s: int
+    refused_by: str | None
+    rate_limit: str
+    rate_limit_policy: str
+    local: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"RateLimit": self.rate_limit, "RateLimit-Policy": self.rate_limit_policy}
+        return headers if self.allowed else headers | {"Retry-After": str(self.retry_after_s)}
+
+    def refusal(self) -> Refused:
+        """The 429 to raise; only for a decision that is not `allowed`."""
+        return Refused(
+            "rate_limited",
+            f"Too many requests; the limit is per {self.refused_by}. Try again in {self.retry_after_s} s.",
+            status_code=429,
+            headers=self.headers,
+        )
+
+
+def address_key(address: str) -> str:
+    """What an IP address is counted as: itself, an IPv6 address as its /64 network.
+
+    A household has a /64, so counting single addresses would let one sender be all of them.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)).network_address) + "/64"
+    return str(parsed)
+
+
+class Limits:
+    """Decides by Redis, or by this process alone while Redis does not answer.
+
+    `replicas` is how many processes share a limit; alone, each grants its share of the rate
+    and of the burst. Never raises because of Redis, and never waits longer than `BUDGET_S`.
+    """
+
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        *,
+        replicas: int = 1,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._redis = redis
+        self._replicas = max(1, replicas)
+        self._monotonic_s = monotonic_s
+        self._failures = 0
+        self._local_until_s = 0.0
+        self._local: OrderedDict[str, int] = OrderedDict()
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    async def take(self, rules: Sequence[Rule], cost: int = 1) -> Decision:
+        """Charge `cost` to every rule if all of them allow it, else to none."""
+        if cost < 1:
+            raise ValueError("a cost is at least 1; use look to ask without charging")
+        return await self._decide(rules, cost)
+
+    async def look(self, rules: Sequence[Rule]) -> Decision:
+        """Whether one more unit would be allowed now; charges nothing."""
+        return await self._decide(rules, 0)
+
+    def take_locally(self, rules: Sequence[Rule], cost: int = 1) -> Decision:
+        """As `take`, by this process alone and at once; a `cost` of 0 looks."""
+        now_us = int(self._monotonic_s() * 1_000_000)
+        states = [self._local_state(rule, now_us, cost) for rule in rules]
+        allowed = all(wait_us <= 0 for _, _, wait_us, _ in states)
+        answers: list[int] = [int(allowed)]
+        for rule, (interval_us, burst, wait_us, arrival_us) in zip(rules, states, strict=True):
+            if allowed and cost:
+                arrival_us += interval_us * cost
+                self._local[rule.redis_key] = arrival_us
+                self._local.move_to_end(rule.redis_key)
+            left = max(0, (now_us + interval_us * burst - arrival_us) // interval_us)
+            answers += [max(0, wait_us), left, arrival_us - now_us]
+        while len(self._local) > _LOCAL_KEYS:
+            self._local.popitem(last=False)
+        return _decision(rules, answers, local=True)
+
+    async def _decide(self, rules: Sequence[Rule], cost: int) -> Decision:
+        if not rules:
+            return Decision(True, 0, None, "", "")
+        now_s = self._monotonic_s()
+        if self._failures >= _FAILURES_UNTIL_LOCAL:
+            if now_s < self._local_until_s:
+                return self._decide_alone(rules, cost)
+            # This one request asks whether Redis is back; the others do not wait for it.
+            self._local_until_s = now_s + _LOCAL_FOR_S
+        try:
+            async with asyncio.timeout(BUDGET_S):
+                answers = await self._ask(rules, cost)
+        except _NO_ANSWER as error:
+            self._failed(error)
+            return self._decide_alone(rules, cost)
+        if self._failures >= _FAILURES_UNTIL_LOCAL:
+            _log.info("limits_shared_again")
+        self._failures = 0
+        return _decision(rules, answers, local=False)
+
+    def _decide_alone(self, rules: Sequence[Rule], cost: int) -> Decision:
+        metrics.LIMITS_DECIDED_LOCALLY.inc()
+        return self.take_locally(rules, cost)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == _FAILURES_UNTIL_LOCAL:
+            _log.warning("limits_decided_locally", error=type(error).__name__, detail=str(error)[:200])
+        if self._failures >= _FAILURES_UNTIL_LOCAL:
+            self._local_until_s = self._monotonic_s() + _LOCAL_FOR_S
+
+    async def _ask(self, rules: Sequence[Rule], cost: int) -> list[int]:
+        if not isinstance(self._redis, RedisCluster) or len(rules) == 1:
+            return await self._run(rules, cost)
+        each = await asyncio.gather(*(self._run([rule], cost) for rule in rules))
+        allowed = all(answers[0] for answers in each)
+        charged = [rule for rule, answers in zip(rules, each, strict=True) if answers[0]]
+        if not allowed and cost and charged:
+            task = asyncio.create_task(self._give_back(charged, cost))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+        return [int(allowed), *(number for answers in each for number in answers[1:])]
+
+    async def _give_back(self, rules: Sequence[Rule], cost: int) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await asyncio.gather(*(self._run([rule], -cost) for rule in rules))
+        except _NO_ANSWER:
+            # The rule then recovers by itself a little later.
+            _log.info("limit_not_given_back", rules=[rule.name for rule in rules])
+
+    async def _run(self, rules: Sequence[Rule], cost: int) -> list[int]:
+        names = [rule.redis_key for rule in rules]
+        numbers = [cost, *(number for rule in rules for number in (rule.interval_us, rule.burst))]
+        try:
+            reply = self._redis.evalsha(_SCRIPT_SHA, len(names), *names, *numbers)
+            return await cast("Awaitable[list[int]]", reply)
+        except redis_exceptions.NoScriptError:
+            reply = self._redis.eval(_SCRIPT, len(names), *names, *numbers)
+            return await cast("Awaitable[list[int]]", reply)
+
+    def _local_state(self, rule: Rule, now_us: int, cost: int) -> tuple[int, int, int, int]:
+        """Interval, burst, wait for this cost, and arrival, for this process's share of the rule."""
+        interval_us = rule.interval_us * self._replicas
+        burst = max(1, rule.burst // self._replicas)
+        arrival_us = max(now_us, self._local.get(rule.redis_key, 0))
+        wait_us = arrival_us + interval_us * (cost or 1) - interval_us * burst - now_us
+        return interval_us, burst, wait_us, arrival_us
+
+
+def _decision(rules: Sequence[Rule], answers: Sequence[Any], *, local: bool) -> Decision:
+    """From the script's reply: allowed, then wait, units left and µs until full, per rule."""
+    allowed = bool(answers[0])
+    waits_us, left, full_us = answers[1::3], answers[2::3], answers[3::3]
+    refused_by, retry_after_s = None, 0
+    if not allowed:
+        wait_us, refused_by = max((int(wait), rule.name) for wait, rule in zip(waits_us, rules, strict=True))
+        retry_after_s = max(1, math.ceil(wait_us / 1_000_000))
+        metrics.LIMITED.labels(refused_by).inc()
+    return Decision(
+        allowed=allowed,
+        retry_after_s=retry_after_s,
+        refused_by=refused_by,
+        rate_limit=", ".join(
+            f'"{rule.name}";r={units};t={math.ceil(us / 1_000_000)}'
+            for rule, units, us in zip(rules, left, full_us, strict=True)
+        ),
+        rate_limit_policy=", ".join(
+            f'"{rule.name}";q={rule.burst};w={math.ceil(rule.burst * rule.interval_us / 1_000_000)}'
+            for rule in rules
+        ),
+        local=local,
+    )
