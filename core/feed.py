@@ -1,0 +1,227 @@
+"""What the live feed shows: a period's leading entries at one position, in each dialect's words.
+
+A publication is one record of `leaderboard.board.changed.v1`; a view is what a channel shows,
+made of a publication or of a page of the standings. A view is never changed, so a frame never
+mixes two revisions. Frames are bytes of JSON. No clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from core import words
+from core.errors import Unreadable
+
+TOP: Final = 10
+"""How many entries a publication and every dialect show."""
+
+Position = tuple[str, int]
+"""(epoch, revision). Epochs sort by time, so positions compare as tuples."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A line of the standings as it is written: `reached_at` is RFC 3339 in UTC with µs."""
+
+    rank: int
+    user_id: str
+    username: str
+    score: int
+    reached_at: str
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What one revision did to one player of a period; `score` None: gone from it."""
+
+    user_id: str
+    username: str | None
+    score: int | None
+    reached_at: str | None
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """The value of a `board.changed` record, field by field as on the wire.
+
+    `previous` is the period's own revision before this one (0 for its first), `digest` the
+    ledger's digest at `revision` in hex, `count` the period's entries after it, `top` its first
+    ten.
+    """
+
+    board: str
+    window: str
+    epoch: str
+    revision: int
+    previous: int
+    digest: str
+    count: int
+    changed: tuple[Change, ...]
+    top: tuple[Entry, ...]
+
+    @property
+    def period(self) -> str:
+        return words.period_id(self.board, self.window)
+
+    @property
+    def position(self) -> Position:
+        return self.epoch, self.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The entry that `/ws/scoreboard` names; `score` None: the player is gone."""
+
+    user_id: str
+    score: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A period as a channel shows it: its first entries at one position.
+
+    `publication` is the record it came from; a page of the standings has none, and then `before`
+    is what was shown until then.
+    """
+
+    period: str
+    position: Position
+    count: int
+    top: tuple[Entry, ...]
+    publication: Publication | None = None
+    before: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of_publication(cls, publication: Publication) -> View:
+        return cls(
+            period=publication.period,
+            position=publication.position,
+            count=publication.count,
+            top=publication.top[:TOP],
+            publication=publication,
+        )
+
+    @classmethod
+    def of_page(
+        cls, period: str, position: Position, count: int, top: Iterable[Entry], before: View | None
+    ) -> View:
+        return cls(
+            period=period,
+            position=position,
+            count=count,
+            top=tuple(top)[:TOP],
+            before=before.top if before else (),
+        )
+
+    def named(self) -> Named | None:
+        """The entry that this revision is named after; None only where there is nobody to name.
+
+        Of the last delta the entry with the latest `reached_at`, then the smaller user id. A page
+        does not say what its revision changed: there it is the best guess the page allows.
+        """
+        if self.publication is not None:
+            return named_of_changes(self.publication.changed) or leader(self.top)
+        return named_of_pages(self.before, self.top)
+
+
+_decoder = msgspec.json.Decoder(Publication)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(value: bytes | None) -> Publication:
+    """The publication in a record's value.
+
+    Raises:
+        Unreadable: not JSON, not this shape, or empty.
+    """
+    if not value:
+        raise Unreadable("empty", "the record has no value")
+    try:
+        return _decoder.decode(value)
+    except msgspec.ValidationError as error:
+        raise Unreadable("shape", str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable("json", str(error)) from error
+
+
+def encode(publication: Publication) -> bytes:
+    return _encoder.encode(publication)
+
+
+def named_of_changes(changed: Iterable[Change]) -> Named | None:
+    """Of a revision's changes the one with the latest `reached_at`, then the smaller user id.
+
+    Instants on the wire have one width, so they compare as text. A player who is gone may have
+    no instant; such a one is named only if nobody else changed.
+    """
+    latest: Change | None = None
+    for change in changed:
+        if latest is None or _later(change, latest):
+            latest = change
+    return None if latest is None else Named(latest.user_id, latest.score)
+
+
+def _later(one: Change, other: Change) -> bool:
+    one_at, other_at = one.reached_at or "", other.reached_at or ""
+    return one_at > other_at or (one_at == other_at and one.user_id < other.user_id)
+
+
+def named_of_pages(before: Sequence[Entry], after: Sequence[Entry]) -> Named | None:
+    """Who changed between two pages, as far as the pages show it.
+
+    The entry with the latest `reached_at` among those whose score or instant differs; if none
+    does (the change lies outside the page), the leader; None for an empty page.
+    """
+    known = {entry.user_id: (entry.score, entry.reached_at) for entry in before}
+    changed = [
+        Change(entry.user_id, entry.username, entry.score, entry.reached_at)
+        for entry in after
+        if known.get(entry.user_id) != (entry.score, entry.reached_at)
+    ]
+    return named_of_changes(changed) or leader(after)
+
+
+def leader(top: Sequence[Entry]) -> Named | None:
+    return Named(top[0].user_id, top[0].score) if top else None
+
+
+def scores_frame(view: View) -> bytes:
+    """`/ws/scores`: `{"topScores": [{"userId", "score"}], "epoch", "revision"}`."""
+    return _placed({"topScores": [{"userId": e.user_id, "score": e.score} for e in view.top]}, view.position)
+
+
+def scoreboard_frame(view: View) -> bytes:
+    """`/ws/scoreboard`: a `SCORE_UPDATE` that names one entry beside the rankings.
+
+    `user_id` and `new_score` are null only where there is nobody to name: an empty board whose
+    last revision changed no entry.
+    """
+    named = view.named()
+    data = {
+        "user_id": None if named is None else named.user_id,
+        "new_score": None if named is None else named.score,
+        "rankings": [{"user_id": e.user_id, "score": e.score} for e in view.top],
+    }
+    return _placed({"type": "SCORE_UPDATE", "data": data}, view.position)
+
+
+def leaderboard_frame(view: View) -> bytes:
+    """`/ws/leaderboard`: a `leaderboard_update` with names and ranks."""
+    lines = [
+        {"userId": e.user_id, "username": e.username, "score": e.score, "rank": e.rank} for e in view.top
+    ]
+    return _placed({"type": "leaderboard_update", "data": {"leaderboard": lines}}, view.position)
+
+
+def connection_success_frame(user_id: str, position: Position) -> bytes:
+    return _placed({"type": "connection_success", "data": {"userId": user_id}}, position)
+
+
+def error_frame(code: str, message: str, position: Position) -> bytes:
+    return _placed({"type": "error", "data": {"code": code, "message": message}}, position)
+
+
+def _placed(frame: dict[str, Any], position: Position) -> bytes:
+    frame["epoch"], frame["revision"] = position
+    return _encoder.encode(frame)

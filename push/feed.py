@@ -1,0 +1,168 @@
+"""The running feed: publications and standings in, frames out, and how well that goes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from core.feed import Publication, View
+from core.words import MAIN_PERIOD
+from push.admission import Admission, TakeTicket, Verify
+from push.comparison import Comparison, StandingsReader
+from push.hub import Hub
+from push.publications import Publications
+from push.server import Server, feed_app, server_for
+from push.settings import Settings
+from push.sockets import Sockets
+from service import logs
+from storage.redis.limits import Limits
+
+SWEEP_S: Final = 0.5
+"""How often stalled readers and expired tokens are looked for."""
+
+FIRST_RECORDS_S: Final = 3.0
+"""How long a start waits for what the topic last said, before it goes by the standings alone."""
+
+UNWELL_AFTER_S: Final = 10.0
+"""A loop that has not moved for so long is not alive."""
+
+_log = logs.get("push.feed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What the feed reads: tests hand in their own."""
+
+    standings: StandingsReader
+    verify: Verify
+    take_ticket: TakeTicket
+    limits: Limits
+
+
+class LoopTimer:
+    """One wake-up on the event loop; asking again replaces it."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+        self.call: Callable[[], None] = lambda: None
+
+    def wake_in(self, delay_ms: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        # uvloop's timers count whole milliseconds: rounded down, one would wake too early and again.
+        self._handle = asyncio.get_running_loop().call_later(math.ceil(delay_ms) / 1000, self._fire)
+
+    def _fire(self) -> None:
+        self._handle = None
+        self.call()
+
+
+class Feed:
+    """The running service. `port` is the one it listens on, once `run` has begun."""
+
+    def __init__(self, settings: Settings, sources: Sources, listener: socket.socket) -> None:
+        self._listener = listener
+        timer = LoopTimer()
+        self.hub = Hub(
+            [MAIN_PERIOD],
+            clock_ms=lambda: time.monotonic() * 1000,
+            wake_in=timer.wake_in,
+            gap_ms=settings.frame_gap_ms,
+            stall_limit_ms=settings.stall_limit_s * 1000,
+        )
+        timer.call = self.hub.wake
+        self.admission = Admission(
+            verify=sources.verify,
+            take_ticket=sources.take_ticket,
+            limits=sources.limits,
+            origins=settings.origins,
+            max_sockets_per_address=settings.max_sockets_per_address,
+            address_rate_per_s=settings.address_rate_per_s,
+            refused_rate_per_s=settings.refused_rate_per_s,
+        )
+        self.comparison = Comparison(
+            self.hub, sources.standings, MAIN_PERIOD, interval_s=settings.compare_interval_s
+        )
+        self.publications = Publications(
+            settings.kafka, wanted=self.hub.channels.__contains__, deliver=self._deliver
+        )
+        self._server: Server = server_for(
+            feed_app(Sockets(self.hub, self.admission)),
+            ping_interval_s=settings.ping_interval_s,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        self._moved_at_s = time.monotonic()
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    async def run(self) -> None:
+        """Serve until `stop`; raises if a part of the feed fails for good."""
+        async with asyncio.TaskGroup() as parts:
+            background = [
+                parts.create_task(self.publications.run()),
+                parts.create_task(self._compare()),
+                parts.create_task(self._sweep()),
+            ]
+            gc.freeze()
+            _log.info("feed_listening", port=self.port)
+            await self._server.serve(sockets=[self._listener])
+            for task in background:
+                task.cancel()
+        _log.info("feed_stopped")
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def live(self) -> Mapping[str, Any]:
+        still_s = time.monotonic() - self._moved_at_s
+        return {"ok": still_s < UNWELL_AFTER_S, "loop_still_s": round(still_s, 3)}
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        """Ready: the first board is loaded and Kafka's partitions are assigned."""
+        loaded, assigned = self.comparison.loaded.is_set(), self.publications.assigned
+        epoch, revision = self.hub.channels[MAIN_PERIOD].sequence.position
+        shown = {"board_loaded": loaded, "kafka_assigned": assigned, "epoch": epoch, "revision": revision}
+        return loaded and assigned, shown
+
+    def _deliver(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            if self.hub.publish(View.of_publication(publication)):
+                self.comparison.kafka_brought_news()
+
+    async def _compare(self) -> None:
+        try:
+            await asyncio.wait_for(self.publications.caught_up.wait(), FIRST_RECORDS_S)
+        except TimeoutError:
+            _log.warning("started_without_publications", waited_s=FIRST_RECORDS_S)
+        await self.comparison.run()
+
+    async def _sweep(self) -> None:
+        while True:
+            self._moved_at_s = time.monotonic()
+            self.hub.sweep(time.time())
+            await asyncio.sleep(SWEEP_S)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, whose port is known before anything is served; port 0 takes a free one.
+
+    Raises:
+        OSError: the address or the port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock

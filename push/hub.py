@@ -1,0 +1,346 @@
+"""One frame, many readers.
+
+A channel is a period. Its latest view is encoded once per dialect and the same bytes are
+written to every reader; a reader whose socket is full is left alone and gets the latest view
+when it drains, so nobody waits for it and nothing piles up for it. There is no task, queue or
+timer per reader: readers that may not be spoken to yet stand in a wheel of time slots, and one
+timer turns it. Every frame sent costs a constant amount of bookkeeping, a publication that
+nobody may receive yet costs one assignment.
+
+No I/O of its own and no clock of its own: sockets are sinks, time is a function, waking up is
+somebody else's timer. Not thread-safe: everything happens on one event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from core.feed import Position, View
+from push.close_codes import REASONS, CloseCode
+from push.frames import text_frame
+from push.sequencing import Pace, Sequence, Step
+from service.metrics import FRAMES_MERGED, WEBSOCKET_CONNECTIONS
+
+SLOT_MS: Final = 10.0
+"""Width of a time slot. A reader is served up to one slot later than it could be."""
+
+MARGIN_MS: Final = 3.0
+"""Added to the gap between two frames, so that the reader, too, measures at least the gap."""
+
+BURST: Final = 512
+"""Readers served before the event loop gets its turn: some 5 ms of writing at 10 µs each."""
+
+TOKEN_EXPIRED: Final = "token_expired"
+UNREADABLE_MESSAGE: Final = "unreadable_message"
+BOARD_REBUILDING: Final = "board_rebuilding"
+
+_WELCOME: Final = "welcome"
+
+
+class Sink(Protocol):
+    """Where a reader's frames go."""
+
+    def write(self, frame: bytes) -> None:
+        """Write a whole frame, or drop it if the socket is going away. Never waits."""
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Begin to close; nothing is written afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one protocol words what a channel shows.
+
+    `name` is its label in the metrics. `frame` words a view; `greets_with` says whether a new
+    reader is sent this view, or only the next one. `welcome` words the first frame for a user,
+    `error` a code and a message; None where the protocol has no such frame. `envelope` turns
+    the words into what goes over the wire.
+    """
+
+    name: str
+    path: str
+    public: bool
+    frame: Callable[[View], bytes]
+    greets_with: Callable[[View], bool] = lambda view: True
+    welcome: Callable[[str, Position], bytes] | None = None
+    error: Callable[[str, str, Position], bytes] | None = None
+    envelope: Callable[[bytes], bytes] = text_frame
+
+
+class Channel:
+    """A period and who reads it. `idle` are the readers that have seen the latest view and may be sent
+    the next one at once."""
+
+    __slots__ = ("_frames", "idle", "period", "readers", "sequence")
+
+    def __init__(self, period: str) -> None:
+        self.period = period
+        self.sequence = Sequence()
+        self.readers: dict[Reader, None] = {}
+        self.idle: dict[Reader, None] = {}
+        self._frames: dict[str, tuple[int, bytes]] = {}
+
+    def frame(self, dialect: Dialect, view: View) -> bytes:
+        """The latest view in this dialect's words, encoded when the first reader needs it."""
+        version = self.sequence.version
+        known = self._frames.get(dialect.name)
+        if known is not None and known[0] == version:
+            return known[1]
+        frame = dialect.envelope(dialect.frame(view))
+        self._frames[dialect.name] = (version, frame)
+        return frame
+
+
+class Reader:
+    """One socket's interest in one channel. Made by `Hub.join`."""
+
+    __slots__ = (
+        "after_notice",
+        "channel",
+        "dialect",
+        "ending",
+        "expires_at_s",
+        "gone",
+        "notices",
+        "pace",
+        "queued",
+        "sink",
+    )
+
+    def __init__(self, sink: Sink, dialect: Dialect, channel: Channel, expires_at_s: float | None) -> None:
+        self.sink, self.dialect, self.channel = sink, dialect, channel
+        self.expires_at_s = expires_at_s
+        self.pace = Pace()
+        # By code, so that a message repeated before it could be sent is sent once.
+        self.notices: dict[str, Callable[[Position], bytes]] = {}
+        self.after_notice = False
+        self.ending: CloseCode | None = None
+        self.queued = False
+        self.gone = False
+
+
+class Hub:
+    """All channels and their readers.
+
+    `clock_ms` is a monotonic clock. `wake_in` must call `Hub.wake` once, that many ms from now,
+    instead of any wake-up asked for before.
+    """
+
+    def __init__(
+        self,
+        periods: Iterable[str],
+        *,
+        clock_ms: Callable[[], float],
+        wake_in: Callable[[float], None],
+        gap_ms: float = 100.0,
+        stall_limit_ms: float = 10_000.0,
+    ) -> None:
+        self.channels = {period: Channel(period) for period in periods}
+        self._clock_ms, self._wake_in = clock_ms, wake_in
+        self._gap_ms = gap_ms + MARGIN_MS if gap_ms else 0.0
+        self._stall_limit_ms = stall_limit_ms
+        self._due: deque[Reader] = deque()
+        self._wheel: dict[int, list[Reader]] = {}
+        self._woken_at_ms = math.inf
+        self._blocked: dict[Reader, None] = {}
+        self._expiring: dict[Reader, None] = {}
+
+    # What is shown
+
+    def publish(self, view: View) -> bool:
+        """Show this view to everybody who reads its period, unless it is not news."""
+        channel = self.channels.get(view.period)
+        if channel is None or not channel.sequence.take(view):
+            return False
+        for reader in channel.idle:
+            reader.queued = True
+        self._due.extend(channel.idle)
+        channel.idle.clear()
+        self.turn()
+        return True
+
+    def tell_all(self, period: str, code: str, message: str) -> None:
+        """Send an error to every reader of the period whose dialect has errors."""
+        for reader in list(self.channels[period].readers):
+            self._notify(reader, code, message)
+        self.turn()
+
+    def repeat(self, period: str) -> None:
+        """Send the latest view once more to every reader that may have been told of an error."""
+        for reader in list(self.channels[period].readers):
+            if reader.dialect.error is not None:
+                reader.pace.forget()
+                self._enqueue(reader)
+        self.turn()
+
+    def tell(self, reader: Reader, code: str, message: str) -> None:
+        """Send an error to one reader, if its dialect has errors."""
+        self._notify(reader, code, message)
+        self.turn()
+
+    # Who reads
+
+    def join(
+        self,
+        sink: Sink,
+        dialect: Dialect,
+        period: str,
+        *,
+        user_id: str = "",
+        expires_at_s: float | None = None,
+    ) -> Reader:
+        """A new reader; what it is greeted with is written at once.
+
+        `expires_at_s` is when its right to read ends (seconds since 1970), None if it does not.
+        """
+        channel = self.channels[period]
+        reader = Reader(sink, dialect, channel, expires_at_s)
+        channel.readers[reader] = None
+        if expires_at_s is not None:
+            self._expiring[reader] = None
+        if (welcome := dialect.welcome) is not None:
+            reader.notices[_WELCOME] = lambda position: welcome(user_id, position)
+        WEBSOCKET_CONNECTIONS.labels(dialect.name).inc()
+        self._enqueue(reader)
+        self.turn()
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """Forget a reader; harmless if it is forgotten already."""
+        if reader.gone:
+            return
+        reader.gone = True
+        del reader.channel.readers[reader]
+        reader.channel.idle.pop(reader, None)
+        self._blocked.pop(reader, None)
+        self._expiring.pop(reader, None)
+        WEBSOCKET_CONNECTIONS.labels(reader.dialect.name).dec()
+
+    def end(self, reader: Reader, code: CloseCode) -> None:
+        """Close a reader's socket now, and forget it."""
+        if not reader.gone:
+            self.leave(reader)
+            reader.sink.end(code, REASONS[code])
+
+    def block(self, reader: Reader) -> None:
+        """The reader's socket takes no more bytes."""
+        if not reader.gone:
+            reader.pace.block(self._clock_ms())
+            self._blocked[reader] = None
+
+    def unblock(self, reader: Reader) -> None:
+        """The reader's socket takes bytes again: it gets the latest view, if it has not."""
+        self._blocked.pop(reader, None)
+        if not reader.gone:
+            reader.pace.unblock()
+            self._enqueue(reader)
+            self.turn()
+
+    # Time
+
+    def wake(self) -> None:
+        """What `wake_in` calls."""
+        self._woken_at_ms = math.inf
+        self.turn()
+
+    def turn(self) -> None:
+        """Serve who is due, at most `BURST` readers, and ask to be woken for the rest."""
+        now_ms = self._clock_ms()
+        for slot in [slot for slot in self._wheel if slot * SLOT_MS <= now_ms]:
+            self._due.extend(self._wheel.pop(slot))
+        merged = 0
+        for _ in range(min(len(self._due), BURST)):
+            merged += self._serve(self._due.popleft())
+        if merged:
+            FRAMES_MERGED.inc(merged)
+        if self._due:
+            self._wake_at(now_ms)
+        elif self._wheel:
+            self._wake_at(min(self._wheel) * SLOT_MS)
+
+    def sweep(self, now_s: float) -> None:
+        """Close who stalled for too long or whose token ran out. Call it about once a second.
+
+        `now_s` is the wall clock, in which tokens expire.
+        """
+        now_ms = self._clock_ms()
+        for reader in list(self._blocked):
+            if reader.pace.stalled(now_ms, self._stall_limit_ms):
+                self.end(reader, CloseCode.SLOW)
+        for reader in [r for r in self._expiring if r.expires_at_s is not None and now_s >= r.expires_at_s]:
+            del self._expiring[reader]
+            reader.notices.clear()
+            self._notify(reader, TOKEN_EXPIRED, "the token has expired: get a new one and connect again")
+            reader.ending = CloseCode.UNAUTHENTICATED
+            if reader.pace.blocked_since_ms is not None or not reader.notices:
+                self.end(reader, reader.ending)
+        self.turn()
+
+    # Within
+
+    def _notify(self, reader: Reader, code: str, message: str) -> None:
+        error = reader.dialect.error
+        if error is None or reader.gone or reader.ending is not None:
+            return
+        reader.notices.setdefault(code, lambda position: error(code, message, position))
+        self._enqueue(reader)
+
+    def _enqueue(self, reader: Reader) -> None:
+        if not reader.queued:
+            reader.queued = True
+            reader.channel.idle.pop(reader, None)
+            self._due.append(reader)
+
+    def _serve(self, reader: Reader) -> int:
+        """Do what is due for one reader; how many frames it was spared by what it was sent."""
+        reader.queued = False
+        if reader.gone:
+            return 0
+        pace, channel = reader.pace, reader.channel
+        # A clock read per reader: the last of a burst is written ms after the first.
+        now_ms = self._clock_ms()
+        merged = 0
+        step = pace.step(now_ms, channel.sequence.version, has_notice=bool(reader.notices))
+        if step is Step.SEND:
+            merged = self._send(reader, now_ms)
+            if reader not in channel.readers:
+                return merged
+            step = pace.step(now_ms, channel.sequence.version, has_notice=bool(reader.notices))
+        if step is Step.WAIT or step is Step.SEND:
+            reader.queued = True
+            next_at_ms = max(pace.next_at_ms, now_ms)
+            self._wheel.setdefault(math.ceil(next_at_ms / SLOT_MS), []).append(reader)
+        elif step is Step.REST:
+            channel.idle[reader] = None
+        return merged
+
+    def _send(self, reader: Reader, now_ms: float) -> int:
+        pace, sequence, dialect = reader.pace, reader.channel.sequence, reader.dialect
+        behind = pace.seen != sequence.version and reader.ending is None
+        # A board between two notices: who keeps causing errors still sees the board move.
+        if reader.notices and not (reader.after_notice and behind):
+            code = next(iter(reader.notices))
+            words = reader.notices.pop(code)(sequence.position)
+            reader.after_notice = True
+            pace.spoke(now_ms, self._gap_ms)
+            reader.sink.write(dialect.envelope(words))
+            if reader.ending is not None and not reader.notices:
+                self.end(reader, reader.ending)
+            return 0
+        view = sequence.latest
+        reader.after_notice = False
+        first = pace.seen == 0
+        merged = pace.saw(sequence.version)
+        if view is not None and not (first and not dialect.greets_with(view)):
+            pace.spoke(now_ms, self._gap_ms)
+            reader.sink.write(reader.channel.frame(dialect, view))
+        return merged
+
+    def _wake_at(self, at_ms: float) -> None:
+        if at_ms < self._woken_at_ms:
+            self._woken_at_ms = at_ms
+            self._wake_in(max(0.0, at_ms - self._clock_ms()))

@@ -1,0 +1,166 @@
+"""Sockets that take prepared frames, and the HTTP doorstep before them.
+
+`PreparedSocket` is uvicorn's WebSocket protocol with one thing more: the hub may write a ready
+frame straight to its transport, and hears when the socket is full and when it drains. The
+handshake, pings, reading and closing stay uvicorn's. It leans on attributes of uvicorn 0.54
+that are not promised (`transport`, `close_sent`, `conn`, `queue`, …);
+tests/push/test_prepared.py pins them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio.transports import BaseTransport
+from typing import Any, Final, cast
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from push.close_codes import CloseCode
+from push.hub import Hub, Reader
+
+EXTENSION: Final = "trueboard.prepared"
+"""Where an ASGI handler finds the protocol in its scope's `extensions`."""
+
+SEND_BUFFER_BYTES: Final = 64 * 1024
+"""What the kernel may hold for one socket (Linux grants twice this). Left to itself it took
+4 MB for a reader that does not read, all of it boards that are long out of date."""
+
+CLOSE_GRACE_S: Final = 2.0
+"""How long the other side may take to answer a close frame before the connection is cut."""
+
+SHUTDOWN_GRACE_S: Final = 1.0
+
+HEAD_DEADLINE_S: Final = 5.0
+"""How long a request's head may take; uvicorn itself would wait for ever."""
+
+MAX_HEAD_BYTES: Final = 16 * 1024
+"""Longest request head; a token may be 8 KB of it."""
+
+
+class PreparedSocket(WebSocketsSansIOProtocol):
+    """One WebSocket connection; a `push.hub.Sink`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.close_timeout = CLOSE_GRACE_S
+        self._hub: Hub | None = None
+        self._reader: Reader | None = None
+
+    # For the hub
+
+    def attach(self, hub: Hub, reader: Reader) -> None:
+        """From now on the hub hears of this socket's back-pressure."""
+        self._hub, self._reader = hub, reader
+        if not self.writable.is_set():
+            hub.block(reader)
+
+    def write(self, frame: bytes) -> None:
+        if not (self.close_sent or self.disconnected or self.transport.is_closing()):
+            self.transport.write(frame)
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        if self.disconnected:
+            return
+        if not (self.close_sent or self.transport.is_closing()):
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})
+            self.conn.send_close(code, reason)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            if self.read_paused:
+                self.read_paused = False
+                self.transport.resume_reading()
+        # Cut, not closed: closing waits for a full buffer to drain, and it may never.
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    # What uvicorn calls
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        # Full as soon as the kernel takes no more: then at most one frame waits in this process.
+        self.transport.set_write_buffer_limits(high=0)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            # The task that reads the scope has been made but has not run yet.
+            extensions = cast("dict[str, Any]", self.scope["extensions"])
+            extensions[EXTENSION] = self
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # Refused by an HTTP answer. uvicorn would take the handshake for forgotten, and say so.
+            self.handshake_complete = True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._hub is not None and self._reader is not None:
+            self._hub.block(self._reader)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._hub is not None and self._reader is not None:
+            self._hub.unblock(self._reader)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._hub is not None and self._reader is not None:
+            self._hub.leave(self._reader)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        # A reader that does not read would keep the process waiting.
+        self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
+
+
+class Doorstep(HttpToolsProtocol):
+    """HTTP before the upgrade, with a deadline and a size for the head of a request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._head_arrived()
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(HEAD_DEADLINE_S, self.transport.close)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,8 @@
+"""`/ws/scores`: the top scores, to anybody, on connect and on every update."""
+
+from __future__ import annotations
+
+from core.feed import scores_frame
+from push.hub import Dialect
+
+DIALECT = Dialect(name="scores", path="/ws/scores", public=True, frame=scores_frame)

@@ -1,0 +1,101 @@
+"""The listener: a Litestar app on uvicorn, set up for sockets that mostly listen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import uvicorn
+from litestar import Litestar, asgi
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from core.errors import Refused
+from core.words import MAIN_PERIOD
+from push.hub import Dialect
+from push.prepared import Doorstep, PreparedSocket
+from push.protocols import leaderboard, scoreboard, scores
+from push.sockets import Sockets, refuse
+
+DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
+"""What the default board's three paths speak."""
+
+MAX_MESSAGE_BYTES = 8 * 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, leaving signals to whoever runs the process.
+
+    uvicorn would raise a signal again after it has stopped, so that the process ended as
+    killed; here a stop that was asked for ends with exit code 0.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    def stop(self) -> None:
+        """Close every socket with 1012, then end."""
+        self.should_exit = True
+
+
+def feed_app(sockets: Sockets) -> Litestar:
+    """The routes of the feed's port; anything else is a 404 problem."""
+
+    def route(dialect: Dialect) -> Any:
+        async def speak(scope: Scope, receive: Receive, send: Send) -> None:
+            if not _is_websocket(scope):
+                detail = "This path speaks WebSocket."
+                await refuse(scope, send, Refused("not_found", detail, status_code=404))  # type: ignore[arg-type]
+            else:
+                await sockets.serve(scope, receive, send, dialect, MAIN_PERIOD)  # type: ignore[arg-type]
+
+        return asgi(dialect.path, copy_scope=False)(speak)
+
+    @asgi("/", is_mount=True, copy_scope=False)
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_websocket(scope):
+            await receive()
+        await refuse(scope, send, Refused("not_found", "No such path.", status_code=404))  # type: ignore[arg-type]
+
+    return Litestar(
+        route_handlers=[*(route(dialect) for dialect in DIALECTS), elsewhere],
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _is_websocket(scope: Scope) -> bool:
+    kind: str = scope["type"]
+    return kind == "websocket"
+
+
+def server_for(app: ASGIApp, *, ping_interval_s: float = 20.0, trusted_proxies: Iterable[str] = ()) -> Server:
+    """A server for this app, not listening yet.
+
+    `trusted_proxies` are the addresses or networks whose forwarded headers are believed.
+    Compression is off: every socket would have a state of its own, and one small message can
+    unfold into a large one.
+    """
+    trusted = list(trusted_proxies)
+    return Server(
+        uvicorn.Config(
+            app,
+            http=Doorstep,
+            ws=PreparedSocket,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=ping_interval_s,
+            ws_ping_timeout=ping_interval_s,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=bool(trusted),
+            forwarded_allow_ips=trusted,
+            server_header=False,
+            backlog=4096,
+            # Longer than the grace a socket gets to answer its close frame, shorter than 3 s.
+            timeout_graceful_shutdown=2,
+        )
+    )

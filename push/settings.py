@@ -1,0 +1,59 @@
+"""What the feed can be told from outside, read once at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    kafka: str
+    """Bootstrap servers, `host:port,…`."""
+
+    redis_url: str
+    postgres_url: str
+
+    jwks: str
+    """Path or URL of the public keys that tokens are checked with."""
+
+    issuer: str
+    audience: str
+    token_algorithms: tuple[str, ...] = ("ES256", "EdDSA")
+    token_max_life_s: int = 900
+
+    host: str = "127.0.0.1"
+    feed_port: int = 8002
+    metrics_port: int = 9002
+    """Loopback port of `/metrics` and `/health/*`."""
+
+    origins: tuple[str, ...] = ()
+    """Pages that may open sockets, as `https://board.example`. Empty: the public paths are open
+    to all pages, the others to pages of the host itself (`push.admission`)."""
+
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose `X-Forwarded-For` is believed; from elsewhere it is ignored."""
+
+    max_sockets_per_address: int = 50
+    address_rate_per_s: float = 300.0
+    """Handshakes per second and address."""
+
+    refused_rate_per_s: float = 20.0
+    """Refused handshakes per second and address, before all of its handshakes are refused."""
+
+    frame_gap_ms: float = 100.0
+    """Least time between two frames to one reader."""
+
+    stall_limit_s: float = 10.0
+    """A reader whose socket takes nothing for longer is closed with 4410."""
+
+    ping_interval_s: float = 20.0
+    """Seconds between pings; a reader that does not answer one within as long is gone."""
+
+    compare_interval_s: float = 1.0
+    """How often what is shown is compared with the standings."""
+
+    def __post_init__(self) -> None:
+        if self.frame_gap_ms <= 0 or self.compare_interval_s <= 0 or self.ping_interval_s <= 0:
+            raise ValueError("intervals must be greater than 0")
+        if self.max_sockets_per_address < 1 or self.address_rate_per_s <= 0 or self.refused_rate_per_s <= 0:
+            raise ValueError("limits per address must be greater than 0")
