@@ -1,0 +1,1 @@
+"""What every process has: a file of tests per module."""
