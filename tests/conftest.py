@@ -212,11 +212,17 @@ def memory_kafka() -> Iterator[MockCluster]:
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Iterator[Endpoints]:
+def stack_data() -> Iterator[Path]:
+    """The data directory of `stack`, for commands that take --data."""
+    with _scratch() as data:
+        yield data
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, stack_data: Path) -> Iterator[Endpoints]:
     """The whole of `trueboard up` with real Kafka, on free ports; tests that use it are marked `kafka`."""
     _need_kafka()
-    with _scratch() as data:
-        yield from _up(request, data)
+    yield from _up(request, stack_data)
 
 
 def _up(request: pytest.FixtureRequest, data: Path) -> Iterator[Endpoints]:

@@ -38,7 +38,7 @@ class BackOff:
 
     def delay_s(self, failures: int) -> float:
         """The wait after this many failures in a row (1, 2, 3 …)."""
-        return float(min(self.first_s * 2 ** (failures - 1), self.most_s))
+        return min(self.first_s * 2.0 ** min(failures - 1, 64), self.most_s)
 
 
 @dataclass(slots=True)
