@@ -160,7 +160,7 @@ class Judge:
                 max_late_us=self._max_late_us,
                 max_early_us=self._max_early_us,
             )
-            position, changed = _write(batch, log, slices, plan, renamed)
+            position, changed = _write(batch, log, slices, plan, renamed, fresh)
             outcome = Outcome(
                 position,
                 [(incoming[index], judgement) for index, judgement in plan.judged.items()],
@@ -209,8 +209,9 @@ class Judge:
             found = {user_id: person(row) for user_id, row in batch.players(missing).items()}
             unknown = {user_id: names.get(user_id) for user_id in missing if user_id not in found}
             if unknown:
-                made = {user_id: person(row) for user_id, row in batch.intern(unknown).items()}
-                found |= made
+                made, others = batch.intern(unknown)
+                found |= {user_id: person(row) for user_id, row in (made | others).items()}
+                fresh = {row.player for row in made.values()}
         people_of = {
             user_id: known if known is not None else found[user_id] for user_id, known in at_hand.items()
         }
@@ -301,7 +302,7 @@ def _only_known(
 
 
 def _write(
-    batch: OpenBatch, log: int, slices: Sequence[Slice], plan: Plan, renamed: dict[int, str]
+    batch: OpenBatch, log: int, slices: Sequence[Slice], plan: Plan, renamed: dict[int, str], fresh: set[int]
 ) -> tuple[Position | None, int]:
     deltas: list[DeltaColumns] = []
     number = batch.next_batch() if plan.judged or renamed else 0
@@ -341,5 +342,7 @@ def _write(
     if not number:
         return None, 0
     delta = merged(period, deltas)
-    position = batch.append(number, "stream", plan.leaves, [delta] if len(delta) else [])
+    position = batch.append(
+        number, "stream", plan.leaves, [delta] if len(delta) else [], sorted(fresh | renamed.keys())
+    )
     return position, len(delta)

@@ -277,8 +277,10 @@ class OpenBatch:
         )
         return {row[0]: PlayerRow(row[1], row[2], row[3], row[4]) for row in self._cursor.fetchall()}
 
-    def intern(self, people: dict[str, str | None]) -> dict[str, PlayerRow]:
+    def intern(self, people: dict[str, str | None]) -> tuple[dict[str, PlayerRow], dict[str, PlayerRow]]:
         """Give a player to each user id that has none; `people` maps user id → username.
+
+        Answers those made here, and those that somebody else made meanwhile.
 
         Inserted in byte order, so that two batches that meet the same new people do not
         deadlock; whoever came second reads what the first one wrote.
@@ -291,9 +293,9 @@ class OpenBatch:
             (user_ids, [people[user_id] for user_id in user_ids]),
         )
         made = {row[0]: PlayerRow(row[1], row[2], row[3], row[4]) for row in self._cursor.fetchall()}
-        if len(made) < len(user_ids):
-            made |= self.players([user_id for user_id in user_ids if user_id not in made])
-        return made
+        if len(made) == len(user_ids):
+            return made, {}
+        return made, self.players([user_id for user_id in user_ids if user_id not in made])
 
     def existing(self, action_ids: Sequence[str], players: Sequence[int]) -> set[tuple[str, int]]:
         """Which of these (action id, player) have been judged. Ids hold no comma."""
@@ -465,12 +467,18 @@ class OpenBatch:
         )
 
     def append(
-        self, batch: int, cause: str, leaves: Sequence[bytes], deltas: Sequence[DeltaColumns]
+        self,
+        batch: int,
+        cause: str,
+        leaves: Sequence[bytes],
+        deltas: Sequence[DeltaColumns],
+        people: Sequence[int] = (),
     ) -> Position:
         """Number the batch: the last step before the commit. Wakes whoever listens.
 
         The digest is made by the server in the statement that makes the revision, from the
-        chain's end that this statement sees.
+        chain's end that this statement sees. `people` are players seen for the first time, or
+        with another name or visibility from this revision on.
         """
         root = digest.root(leaves)
         self._cursor.execute("SELECT pg_advisory_xact_lock(%s)", (REVISION_LOCK,))
@@ -486,6 +494,11 @@ class OpenBatch:
                 delta.new_reached,
             ]
         row = self._one(_append_statement(len(deltas)), parameters)
+        if people:
+            self._cursor.execute(
+                "INSERT INTO people_changed (revision, players) VALUES (%s, %s)",
+                (row[1], arrays.int8s(sorted(people))),
+            )
         return Position(row[0], row[1], bytes(row[2]))
 
     # Plumbing ------------------------------------------------------------------------------

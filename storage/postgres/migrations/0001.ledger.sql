@@ -150,6 +150,12 @@ CREATE TABLE deltas (
 );
 CREATE INDEX deltas_revision ON deltas (revision);
 
+-- Who was seen for the first time, or has another name or visibility, from this revision on.
+CREATE TABLE people_changed (
+    revision bigint PRIMARY KEY REFERENCES revisions,
+    players  bigint[] NOT NULL
+);
+
 CREATE TABLE cursors (
     follower  text PRIMARY KEY,
     epoch     text COLLATE "C" NOT NULL,

@@ -1,0 +1,330 @@
+"""The topics as a follower: revision after revision, in order, through one cursor.
+
+One publisher at a time, by an advisory lock of the session that also saves the cursor, so one that
+lost its connection can save nothing any more. What was sent after the saved cursor is sent again
+and says the same. A topic that was made anew is sent again from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from confluent_kafka import KafkaException, Producer
+
+from core import events, topics, words
+from core.errors import Unavailable
+from core.leading import CAPACITY, Leading
+from core.ranking import Entry
+from core.times import format_us
+from storage.followers import At
+from storage.kafka.topic_ids import topic_id
+from storage.postgres import arrays, connections, contents
+from storage.postgres.connections import PUBLISHER_LOCK, Connection
+from storage.postgres.contents import Content
+
+SAVE_EVERY_S: Final = 1.0
+FLUSH_S: Final = 10.0
+_CURSOR: Final = "topics"
+_FOLLOWED: Final = (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED)
+
+
+class Publisher:
+    """The follower that keeps `action.judged`, `player` and `board.changed`."""
+
+    name = "topics"
+
+    def __init__(
+        self,
+        *,
+        postgres_url: str,
+        bootstrap: str,
+        kind: str,
+        kafka: Mapping[str, Any] | None = None,
+        in_hand: Callable[[int], Content | None] = lambda _: None,
+    ) -> None:
+        """`in_hand(revision)` may give a revision's content without reading it back."""
+        self._url, self._bootstrap, self._kind = postgres_url, bootstrap, kind
+        self._extra = dict(kafka or {})
+        self._in_hand = in_hand
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        self._failed: list[str] = []
+        self._at: At | None = None
+        self._topic_ids: dict[str, str] = {}
+        self._leading: dict[str, Leading] = {}
+        self._saved_at_s = 0.0
+        self._saved: At | None = None
+        self.published_revision = 0
+
+    # Being the one -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Save the cursor if it may be, and let go of the lock."""
+        if self._connection is not None and not self._connection.closed and self._at is not None:
+            with suppress(Unavailable):
+                self._save()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._at, self._saved = None, None, None
+        self._leading = {}
+        if self._producer is not None:
+            # What is still in its queue may be late, never wrong: it is sent again from the cursor.
+            self._producer.purge()
+            self._producer.flush(0)
+            self._producer = None
+
+    def position(self) -> At | None:
+        return self._at
+
+    def step(self) -> bool:
+        """Send the next revisions; False if there are none, or another process is the publisher.
+
+        Raises:
+            Unavailable: begin again from the cursor, after a while.
+        """
+        try:
+            if self._at is None and not self._take_over():
+                return False
+            assert self._at is not None
+            sent = 0
+            while sent < contents.MOST_ROWS:
+                content = self._in_hand(self._at.revision + 1)
+                if content is None:
+                    break
+                self._send(content)
+                sent += len(content.rows) + 1
+            if not sent:
+                with self._cursor() as cursor:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    found = contents.read(cursor, self._at.revision)
+                for content in found:
+                    self._send(content)
+                sent = len(found)
+            self._await_acknowledgements()
+            self.published_revision = self._at.revision
+            if time.monotonic() - self._saved_at_s >= SAVE_EVERY_S:
+                self._save()
+            return bool(sent)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def build(self) -> None:
+        """Send everything from the start, as for topics made anew."""
+        with connections.unavailable():
+            with connections.connect(self._url, name="topics", autocommit=True) as connection:
+                connection.execute("DELETE FROM cursors WHERE follower = %s", (_CURSOR,))
+        self._let_go()
+
+    def _take_over(self) -> bool:
+        with connections.unavailable():
+            if self._connection is None or self._connection.closed:
+                self._connection = connections.connect(self._url, name="publisher", timeout_ms=60_000)
+                arrays.register(self._connection.adapters)
+        with self._cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (PUBLISHER_LOCK,))
+            row = cursor.fetchone()
+            if row is None or not row[0]:
+                return False
+            ids = {
+                topic.name: topic_id(self._bootstrap, topic.name, kind=self._kind, extra=self._extra)
+                for topic in _FOLLOWED
+            }
+            cursor.execute(
+                "SELECT c.epoch, c.revision, c.topic_ids, encode(r.digest, 'hex')"
+                " FROM cursors c LEFT JOIN revisions r USING (revision) WHERE follower = %s",
+                (_CURSOR,),
+            )
+            saved = cursor.fetchone()
+            self._topic_ids = ids
+            if saved is None or saved[2] != ids:
+                self._at = At("", 0, "")
+            else:
+                self._at = At(saved[0], saved[1], saved[3] or "")
+            contents.summarise(cursor)
+        self._producer = self._made()
+        self.published_revision = self._at.revision
+        return True
+
+    def _save(self) -> None:
+        if self._at is None or self._at == self._saved or not self._at.revision:
+            return
+        with self._cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO cursors (follower, epoch, revision, topic_ids, saved_at)"
+                " VALUES (%s, %s, %s, %s::jsonb, clock_timestamp())"
+                " ON CONFLICT (follower) DO UPDATE SET epoch = excluded.epoch,"
+                "  revision = excluded.revision, topic_ids = excluded.topic_ids,"
+                "  saved_at = excluded.saved_at",
+                (_CURSOR, self._at.epoch, self._at.revision, msgspec.json.encode(self._topic_ids).decode()),
+            )
+        self._saved, self._saved_at_s = self._at, time.monotonic()
+
+    # Sending -------------------------------------------------------------------------------
+
+    def _made(self) -> Producer:
+        self._failed = []
+        return Producer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "client.id": "trueboard-publisher",
+                "acks": "all",
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "compression.type": "lz4",
+                "linger.ms": 1,
+                "message.max.bytes": topics.MAX_RECORD_BYTES,
+                "queue.buffering.max.messages": 200_000,
+                "queue.buffering.max.kbytes": 256 * 1024,
+                "message.timeout.ms": int(FLUSH_S * 1000),
+                # Only failures call back: what counts is that flush leaves nothing and none failed.
+                "delivery.report.only.error": True,
+                "on_delivery": self._on_failure,
+                "log_level": 0,
+                **self._extra,
+            }
+        )
+
+    def _on_failure(self, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failed.append(str(error))
+
+    def _send(self, content: Content) -> None:
+        assert self._producer is not None
+        produce = self._producer.produce
+        epoch, revision = content.at.epoch, content.at.revision
+        committed_at = format_us(content.committed_us)
+        try:
+            for person in content.people:
+                event_id = f"{person.pid}/{revision}"
+                produce(
+                    topics.PLAYER.name,
+                    key=person.pid,
+                    value=events.encode(
+                        events.PlayerRecord(
+                            person.pid, person.user_id, person.username or person.user_id, person.hidden
+                        )
+                    ),
+                    headers=events.headers(
+                        topics.PLAYER, event_id, committed_at, events.derived_traceparent(event_id)
+                    ),
+                )
+            for row in content.rows:
+                event_id = f"{row.pid}/{row.action_id}/{row.seq}"
+                received_at = format_us(row.received_us)
+                produce(
+                    topics.JUDGED.name,
+                    key=row.pid,
+                    value=events.encode(
+                        events.JudgedRecord(
+                            row.pid,
+                            row.action_id,
+                            row.type,
+                            row.verdict,
+                            row.reason,
+                            row.points,
+                            format_us(row.occurred_us),
+                            received_at,
+                            row.catalogue_version,
+                            epoch,
+                            revision,
+                            row.seq or msgspec.UNSET,
+                        )
+                    ),
+                    headers=events.headers(
+                        topics.JUDGED,
+                        event_id,
+                        committed_at,
+                        row.traceparent or events.derived_traceparent(event_id),
+                    ),
+                )
+            self._send_periods(content, committed_at)
+        except BufferError as error:
+            raise Unavailable("Kafka: the publisher's queue is full") from error
+        except KafkaException as error:
+            raise Unavailable(f"Kafka: {error}") from error
+        self._at = content.at
+
+    def _send_periods(self, content: Content, committed_at: str) -> None:
+        assert self._producer is not None
+        revision = content.at.revision
+        for part in content.periods:
+            period = words.period_id(part.board, part.window)
+            leading = self._leading.get(period)
+            if leading is None:
+                leading = self._load(period, revision - 1)
+            leading.count = part.link.count
+            changed = []
+            for change in part.changes:
+                name = change.username or change.user_id
+                score, reached_us = change.new_score, change.new_reached_us
+                if score is None or reached_us is None or not change.visible:
+                    leading.change(change.user_id, None)
+                    changed.append(events.changed_entry(change.user_id, name, None, None))
+                else:
+                    leading.change(change.user_id, Entry(change.user_id, name, score, reached_us))
+                    changed.append(events.changed_entry(change.user_id, name, score, reached_us))
+            top = leading.top(10)
+            if top is None:
+                leading = self._load(period, revision)
+                top = leading.top(10) or []
+            self._leading[period] = leading
+            event_id = f"{period}/{content.at.epoch}/{revision}"
+            self._producer.produce(
+                topics.BOARD_CHANGED.name,
+                key=period,
+                value=events.encode(
+                    events.BoardChanged(
+                        part.board,
+                        part.window,
+                        content.at.epoch,
+                        revision,
+                        part.link.previous,
+                        content.at.digest,
+                        part.link.count,
+                        changed,
+                        events.ranked(top),
+                    )
+                ),
+                headers=events.headers(
+                    topics.BOARD_CHANGED,
+                    event_id,
+                    committed_at,
+                    content.traceparent or events.derived_traceparent(event_id),
+                ),
+            )
+
+    def _load(self, period: str, revision: int) -> Leading:
+        """The leading entries as they were at this revision, from a snapshot of its own."""
+        with connections.unavailable():
+            with connections.connect(
+                self._url, name="publisher's look back", timeout_ms=60_000
+            ) as connection:
+                arrays.register(connection.adapters)
+                with connection.cursor(binary=True) as cursor:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    entries, count = contents.leading_at(cursor, period, revision, CAPACITY)
+        return Leading(entries, count)
+
+    def _await_acknowledgements(self) -> None:
+        assert self._producer is not None
+        left = self._producer.flush(FLUSH_S)
+        if left or self._failed:
+            raise Unavailable(
+                f"Kafka has not confirmed what follows the ledger: {left} left, {self._failed[:1]}"
+            )
+
+    @contextmanager
+    def _cursor(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
+        assert self._connection is not None
+        with connections.unavailable():
+            with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
+                yield cursor

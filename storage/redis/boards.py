@@ -1,0 +1,303 @@
+"""A period's copy in Redis, and how it follows the ledger.
+
+Three keys in one slot: `z` (sorted set, all scores 0; the member is order key and user id), `m`
+(user id → order key and username) and `meta` (position and count). The name stands in the copy, so
+that a page and its names are of one revision and a reader asks nobody else. Whatever does not fit
+(a flush, a stale snapshot, a lost key, an edited score) is found by position, digest and sizes,
+and healed by building anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+import redis
+from redis.exceptions import RedisError
+
+from core.errors import Unavailable
+from core.ranking import order_key
+from storage.followers import At
+from storage.postgres import arrays, connections, deltas
+from storage.postgres.connections import Connection
+from storage.postgres.deltas import Change, EntryRow, Link
+from storage.redis import keys, scripts
+from storage.redis.packing import pack
+
+PAGE: Final = 1_000
+"""Entries a script puts in at a time: 5–13 µs each, so a page takes at most some 13 ms."""
+
+LIFETIME_S: Final = 60
+"""How long an unfinished build is kept after its builder was last heard of."""
+
+
+class Drifted(Exception):
+    """A copy differs from the ledger at its own position."""
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn what Redis cannot do now into Unavailable."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise Unavailable(
+            f"Redis: {type(error).__name__}: {error}", code="board_rebuilding", retry_after_s=1
+        ) from error
+
+
+def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
+    """A client for one follower. Bytes in, bytes out; every call ends within `timeout_s`."""
+    return redis.Redis.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=2.0, health_check_interval=30
+    )
+
+
+class BoardCopy:
+    """The follower that keeps one period's copy."""
+
+    def __init__(self, period: str, *, postgres_url: str, client: redis.Redis) -> None:
+        self.name = f"board {period}"
+        self.period = period
+        self._url, self._redis = postgres_url, client
+        self._connection: Connection | None = None
+        self._apply = client.register_script(scripts.source("board_apply"))
+        self._fill = client.register_script(scripts.source("board_fill"))
+        self._catch_up = client.register_script(scripts.source("board_catch_up"))
+        self._swap = client.register_script(scripts.source("board_swap"))
+        self._z, self._m, self._meta = keys.board(period)
+        self._compared_player = 0
+        self.lag_revisions = 0
+        self.builds = 0
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def position(self) -> At | None:
+        with unavailable():
+            at: list[Any] = list(self._redis.hmget(self._meta, ["epoch", "revision", "digest"]))
+        if any(part is None for part in at):
+            return None
+        return At(at[0].decode(), int(at[1]), at[2].decode())
+
+    def step(self) -> bool:
+        at = self.position()
+        with self._cursor() as cursor:
+            known = None if at is None else deltas.link_at(cursor, self.period, at.revision)
+            links = [] if at is None else deltas.links_after(cursor, self.period, at.revision)
+            changes = (
+                deltas.changes_between(cursor, self.period, at.revision, links[-1].at.revision)
+                if at and links
+                else []
+            )
+        if at is None or known is None or known.at != at:
+            self.build()
+            return True
+        if not links:
+            self.lag_revisions = 0
+            return False
+        if links[0].previous != at.revision:
+            raise RuntimeError(
+                f"{self.period}: revision {links[0].at.revision} follows {links[0].previous},"
+                f" not {at.revision}"
+            )
+        last = links[-1]
+        self.lag_revisions = len(links)
+        said = self._run(self._apply, [self._z, self._m, self._meta], _apply_arguments(at, last, changes))
+        if said == b"broken":
+            self.build()
+        return True
+
+    def build(self) -> None:
+        """Make the copy anew in private keys and swap it in, unless something newer is there.
+
+        Does nothing if another builder has the lease.
+        """
+        token = secrets.token_hex(8)
+        build_keys = keys.building(self.period, token)
+        lease = keys.build_lease(self.period)
+        with unavailable():
+            if not self._redis.set(lease, token, nx=True, ex=LIFETIME_S):
+                raise Unavailable(f"{self.period} is being built by another", code="board_rebuilding")
+        try:
+            self._build(token, build_keys, lease)
+            self.builds += 1
+        except BaseException:
+            # Without a lease the half-built keys would be filled by nobody; they expire anyway.
+            try:
+                with unavailable():
+                    self._redis.unlink(*build_keys)
+                    if self._redis.get(lease) == token.encode():
+                        self._redis.delete(lease)
+            except Unavailable:
+                pass
+            raise
+
+    def _build(self, token: str, build_keys: tuple[str, str, str], lease: str) -> None:
+        with self._cursor() as cursor:
+            start = deltas.head(cursor, self.period)
+        if start is None:
+            raise Unavailable(f"{self.period} has no revision yet", code="board_rebuilding")
+        page, after = 0, 0
+        filling = [*build_keys, lease]
+        while True:
+            with self._cursor() as cursor:
+                rows, after_next = deltas.entries_page(cursor, self.period, after, PAGE)
+            if not after_next:
+                break
+            after = after_next
+            self._filled(self._run(self._fill, filling, [page, token, LIFETIME_S, pack(_rows(rows))]), token)
+            page += 1
+        at = start
+        while True:
+            with self._cursor() as cursor:
+                links = deltas.links_after(cursor, self.period, at.at.revision)
+                changes = (
+                    deltas.changes_between(cursor, self.period, at.at.revision, links[-1].at.revision)
+                    if links
+                    else []
+                )
+            if not links:
+                break
+            self._filled(
+                self._run(self._catch_up, filling, [page, token, LIFETIME_S, pack(_present(changes))]),
+                token,
+            )
+            page += 1
+            at = links[-1]
+            if sum(link.changes for link in links) < deltas.MOST_CHANGES:
+                break
+        said = self._run(
+            self._swap,
+            [self._z, self._m, self._meta, *build_keys, lease],
+            [token, page, at.at.epoch, at.at.revision, at.at.digest, at.count, self._whose(at)],
+        )
+        if said not in (b"ok", b"newer"):
+            raise Unavailable(f"{self.period}: the build was {said.decode()}", code="board_rebuilding")
+
+    def _whose(self, at: Link) -> str:
+        """'anyway' where the copy that is there names a revision this history does not have."""
+        standing = self.position()
+        if standing is None or standing.revision <= at.at.revision:
+            return ""
+        with self._cursor() as cursor:
+            link = deltas.link_at(cursor, self.period, standing.revision)
+        return "" if link is not None and link.at == standing else "anyway"
+
+    def compare(self, *, most: int) -> int:
+        """Compare up to `most` entries with the ledger at the copy's own position.
+
+        Goes on where the last call ended, and begins again at the end. Answers how many entries
+        differ; a copy that differs is built anew by the caller. To be called by the thread that
+        steps, so that the copy stands still meanwhile.
+        """
+        differing = 0
+        for _ in range(max(1, most // PAGE)):
+            at = self.position()
+            if at is None:
+                return differing
+            with self._cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                rows, after = deltas.entries_page(cursor, self.period, self._compared_player, PAGE)
+                moved = deltas.changed_players(cursor, self.period, at.revision, [row.player for row in rows])
+            still = [row for row in rows if row.player not in moved]
+            differing += self._differing(still)
+            self._compared_player = after
+            if not after:
+                break
+        return differing
+
+    def _differing(self, rows: list[EntryRow]) -> int:
+        if not rows:
+            return 0
+        with unavailable():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hmget(self._m, [row.user_id for row in rows])
+            members: list[Any] = []
+            for row in rows:
+                members.append(order_key(row.score, row.reached_us) + row.user_id.encode())
+            pipe.zmscore(self._z, members)
+            try:
+                held, scores = pipe.execute()
+            except redis.ResponseError:
+                return len(rows)
+        wanted = [order_key(row.score, row.reached_us) + (row.username or "").encode() for row in rows]
+        return sum(
+            1 for want, have, score in zip(wanted, held, scores, strict=True) if want != have or score != 0
+        )
+
+    def _filled(self, said: bytes, token: str) -> None:
+        if said != b"ok":
+            raise Unavailable(f"{self.period}: build {token} was {said.decode()}", code="board_rebuilding")
+
+    def _run(self, script: Any, script_keys: list[str], arguments: list[Any]) -> bytes:
+        with unavailable():
+            try:
+                said: bytes = script(keys=script_keys, args=arguments)
+            except redis.ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                # Somebody planted a key of another kind: it goes, and the copy is built anew.
+                self._redis.unlink(*script_keys[:3])
+                return b"broken"
+        return said
+
+    @contextmanager
+    def _cursor(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
+        with connections.unavailable():
+            if self._connection is None or self._connection.closed:
+                self._connection = connections.connect(self._url, name=self.name)
+                arrays.register(self._connection.adapters)
+            try:
+                with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
+                    yield cursor
+            except psycopg.Error as error:
+                if connections.passes(error):
+                    self.close()
+                raise
+
+
+def _apply_arguments(at: At, last: Link, changes: list[Change]) -> list[Any]:
+    flat: list[bytes] = []
+    for change in changes:
+        before = (
+            b""
+            if change.old_score is None or change.old_reached_us is None
+            else order_key(change.old_score, change.old_reached_us)
+        )
+        flat += (change.user_id.encode(), before, _key_now(change), (change.username or "").encode())
+    return [
+        at.epoch,
+        at.revision,
+        at.digest,
+        last.at.epoch,
+        last.at.revision,
+        last.at.digest,
+        last.count,
+        pack(flat),
+    ]
+
+
+def _key_now(change: Change) -> bytes:
+    if change.new_score is None or change.new_reached_us is None or not change.visible:
+        return b""
+    return order_key(change.new_score, change.new_reached_us)
+
+
+def _present(changes: list[Change]) -> list[Any]:
+    flat: list[bytes] = []
+    for change in changes:
+        flat += (change.user_id.encode(), _key_now(change), (change.username or "").encode())
+    return flat
+
+
+def _rows(rows: list[EntryRow]) -> list[Any]:
+    flat: list[bytes] = []
+    for row in rows:
+        flat += (row.user_id.encode(), order_key(row.score, row.reached_us), (row.username or "").encode())
+    return flat
