@@ -164,7 +164,7 @@ class Limits:
 
     def take_locally(self, rules: Sequence[Rule], cost: int = 1) -> Decision:
         """As `take`, by this process alone and at once; a `cost` of 0 looks."""
-        now_us = int(self._monotonic_s() * 1_000_000)
+        now_us = round(self._monotonic_s() * 1_000_000)
         states = [self._local_state(rule, now_us, cost) for rule in rules]
         allowed = all(wait_us <= 0 for _, _, wait_us, _ in states)
         answers: list[int] = [int(allowed)]

@@ -6,6 +6,7 @@ claims it stands for; taking it deletes it in the same step, so of two takers on
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -20,6 +21,8 @@ from core.errors import Unavailable
 
 TTL_S = 30
 
+_TIMEOUT_S = 1.0
+
 _TICKET = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -27,12 +30,13 @@ async def issue(redis: Redis, claims_json: Mapping[str, Any], ttl_s: int = TTL_S
     """A new ticket (43 characters) for these claims, good once and for `ttl_s` seconds.
 
     Raises:
-        Unavailable: Redis did not take it.
+        Unavailable: Redis did not take it within a second.
     """
     ticket = secrets.token_urlsafe(32)
     try:
-        await redis.set(_key(ticket), json.dumps(claims_json), ex=ttl_s)
-    except (redis_exceptions.RedisError, OSError) as error:
+        async with asyncio.timeout(_TIMEOUT_S):
+            await redis.set(_key(ticket), json.dumps(claims_json), ex=ttl_s)
+    except (redis_exceptions.RedisError, OSError, TimeoutError) as error:
         raise Unavailable("Tickets cannot be issued now.") from error
     return ticket
 
@@ -41,13 +45,14 @@ async def take(redis: Redis, ticket: str) -> dict[str, Any] | None:
     """The claims of a ticket, which is then used up; None if there is no such ticket (any more).
 
     Raises:
-        Unavailable: Redis did not answer; the ticket may be used up.
+        Unavailable: Redis did not answer within a second; the ticket may be used up.
     """
     if _TICKET.fullmatch(ticket) is None:
         return None
     try:
-        stored = await redis.getdel(_key(ticket))
-    except (redis_exceptions.RedisError, OSError) as error:
+        async with asyncio.timeout(_TIMEOUT_S):
+            stored = await redis.getdel(_key(ticket))
+    except (redis_exceptions.RedisError, OSError, TimeoutError) as error:
         raise Unavailable("Tickets cannot be checked now.") from error
     if stored is None:
         return None

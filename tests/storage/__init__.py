@@ -1,0 +1,1 @@
+"""The edges of storage: Postgres, Redis and Kafka, on real servers where it matters."""
