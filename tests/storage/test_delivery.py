@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from core.errors import Unavailable
+from service import metrics
+from storage.kafka import delivery as module
+from storage.kafka.delivery import Delivery
+from trueboard.devstack.kafka import memory
+
+TOPIC = "t"
+ANSWERED_WITHIN_S = 4.5
+PRODUCE, INIT_PRODUCER_ID = 0, 22
+NOT_LEADER, INVALID_RECORD, MESSAGE_TOO_LARGE = 6, 87, 10
+
+
+@pytest.fixture
+async def delivery(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    await sender.start()
+    yield sender
+    await sender.stop(2.0)
+
+
+def read_all(bootstrap: str, partitions: int, expected: int) -> list:
+    """Every record of the topic, or what came within ten seconds."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "r", "auto.offset.reset": "earliest"})
+    consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(partitions)])
+    read, until_s = [], time.monotonic() + 10
+    while len(read) < expected and time.monotonic() < until_s:
+        read += [message for message in consumer.consume(500, 0.2) if not message.error()]
+    read += [message for message in consumer.consume(500, 0.3) if not message.error()]
+    consumer.close()
+    return read
+
+
+async def test_once_started_no_record_waits_and_nothing_was_written(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    assert not sender.ready
+    await sender.start()
+    assert sender.ready
+
+    began_s = time.monotonic()
+    offset = await sender.send(TOPIC, b"k", b"v")
+    took_s = time.monotonic() - began_s
+    await sender.stop()
+
+    # Zero is the first offset there is, and half a second what waiting for a producer's id costs.
+    assert offset == 0
+    assert took_s < 0.3
+
+
+async def test_a_record_arrives_with_its_key_value_and_headers(delivery, memory_kafka):
+    headers = [("ce_id", b"1"), ("traceparent", b"00")]
+    first = await delivery.send(TOPIC, b"u1", b"v1", headers)
+    second = await delivery.send(TOPIC, b"u1", None)
+
+    one, two = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 2)
+    assert (one.key(), one.value(), one.headers(), one.offset()) == (b"u1", b"v1", headers, first)
+    assert (two.key(), two.value(), two.headers(), two.offset()) == (b"u1", None, None, second)
+    assert delivery.acknowledged == {(TOPIC, one.partition()): second}
+
+
+async def test_many_records_are_one_future_with_an_outcome_each(delivery, memory_kafka):
+    items = [(b"u%d" % n, b"v%d" % n, [("n", b"%d" % n)]) for n in range(500)]
+
+    outcomes = await delivery.send_many(TOPIC, items)
+
+    assert outcomes == [None] * 500
+    read = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 500)
+    assert sorted(message.value() for message in read) == sorted(value for _, value, _ in items)
+    assert await delivery.send_many(TOPIC, []) == []
+
+
+async def test_a_burst_wakes_the_loop_seldom(delivery):
+    woken = []
+    taken = module._Line.pass_on
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Line, "pass_on", lambda line: woken.append(1) or taken(line))
+        await asyncio.gather(*(delivery.send(TOPIC, b"u%d" % n, b"v") for n in range(2000)))
+
+    assert 1 <= len(woken) < 500
+
+
+@pytest.mark.parametrize("keys", [[b"u%d" % n for n in range(40)]])
+async def test_keys_go_where_every_other_client_sends_them(delivery, memory_kafka, keys):
+    def murmur2(key: bytes) -> int:
+        """The hash of Kafka's own clients, by its definition, over whole 4-byte words and the rest."""
+        m, mask = 0x5BD1E995, 0xFFFFFFFF
+        h = 0x9747B28C ^ len(key)
+        for at in range(0, len(key) & ~3, 4):
+            k = int.from_bytes(key[at : at + 4], "little") * m & mask
+            h = (h * m ^ (k ^ k >> 24) * m) & mask
+        rest = key[len(key) & ~3 :]
+        if rest:
+            h = (h ^ int.from_bytes(rest, "little")) * m & mask
+        h = (h ^ h >> 13) * m & mask
+        return h ^ h >> 15
+
+    await delivery.send_many(TOPIC, [(key, b"v", ()) for key in keys])
+
+    read = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, len(keys))
+    assert len(read) == len(keys)
+    assert all(message.partition() == (murmur2(message.key()) & 0x7FFFFFFF) % 4 for message in read)
+
+
+async def test_a_passing_error_of_the_broker_is_not_the_callers(delivery, memory_kafka):
+    memory_kafka.fail_next(PRODUCE, NOT_LEADER, times=2)
+
+    offset = await delivery.send(TOPIC, b"k", b"v")
+
+    assert offset >= 0
+    assert len(await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 1)) == 1
+
+
+async def test_a_refused_record_is_unavailable_and_the_next_one_is_not(delivery, memory_kafka):
+    memory_kafka.fail_next(PRODUCE, MESSAGE_TOO_LARGE)
+
+    with pytest.raises(Unavailable) as refusal:
+        await delivery.send(TOPIC, b"k", b"v")
+    assert refusal.value.code == "queue_unavailable"
+    assert await delivery.send(TOPIC, b"k", b"v") >= 0
+
+
+async def test_of_many_records_only_the_refused_ones_fail(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test", extra={"message.max.bytes": 2000})
+    await sender.start()
+
+    outcomes = await sender.send_many(TOPIC, [(b"a", b"v", ()), (b"b", b"v" * 3000, ()), (b"c", b"v", ())])
+    await sender.stop()
+
+    assert [type(outcome) for outcome in outcomes] == [type(None), Unavailable, type(None)]
+
+
+async def test_a_broker_that_went_away_is_answered_in_time_and_used_again_when_back(delivery, memory_kafka):
+    memory_kafka.take_down(1)
+    began_s = time.monotonic()
+    one = delivery.send(TOPIC, b"k", b"v")
+    many = delivery.send_many(TOPIC, [(b"k%d" % n, b"v", ()) for n in range(20)])
+    with pytest.raises(Unavailable):
+        await one
+    outcomes = await many
+    took_s = time.monotonic() - began_s
+    memory_kafka.bring_up(1)
+    again = await delivery.send_many(TOPIC, [(b"k%d" % n, b"v", ()) for n in range(20)])
+
+    assert took_s < ANSWERED_WITHIN_S
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+    assert again == [None] * 20
+
+
+async def test_a_broker_that_comes_back_in_time_loses_and_doubles_nothing(delivery, memory_kafka):
+    memory_kafka.take_down(1)
+    under_way = delivery.send_many(TOPIC, [(b"k%d" % n, b"%d" % n, ()) for n in range(50)])
+    await asyncio.sleep(0.8)
+    memory_kafka.bring_up(1)
+
+    assert await under_way == [None] * 50
+    read = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 50)
+    assert sorted(int(message.value()) for message in read) == list(range(50))
+
+
+@contextmanager
+def broker_process(tmp_path) -> Iterator[tuple[subprocess.Popen, str]]:
+    address = tmp_path / "kafka.json"
+    process = subprocess.Popen([sys.executable, "-m", memory.__name__, str(address), "4", TOPIC])
+    try:
+        until_s = time.monotonic() + 20
+        while not address.exists():
+            assert process.poll() is None
+            assert time.monotonic() < until_s
+            time.sleep(0.02)
+        yield process, json.loads(address.read_text())["bootstrap"]
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+async def test_a_broker_that_falls_silent_is_answered_in_time(tmp_path):
+    with broker_process(tmp_path) as (broker, bootstrap):
+        sender = Delivery(bootstrap, client_id="test")
+        await sender.start()
+        await sender.send(TOPIC, b"k", b"before")
+        broker.send_signal(signal.SIGSTOP)
+        began_s = time.monotonic()
+        one = sender.send(TOPIC, b"k", b"during")
+        many = sender.send_many(TOPIC, [(b"k%d" % n, b"v", ()) for n in range(100)])
+        with pytest.raises(Unavailable):
+            await one
+        outcomes = await many
+        took_s = time.monotonic() - began_s
+        broker.send_signal(signal.SIGCONT)
+        after = await eventually_delivered(sender)
+        await sender.stop()
+
+    assert took_s < ANSWERED_WITHIN_S
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+    assert after >= 1
+
+
+async def eventually_delivered(sender: Delivery) -> int:
+    for _ in range(5):
+        try:
+            return await sender.send(TOPIC, b"k", b"after")
+        except Unavailable:
+            await asyncio.sleep(0.2)
+    pytest.fail("nothing was delivered any more")
+
+
+async def test_a_network_that_swallows_everything_is_answered_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        sender = Delivery(f"127.0.0.1:{hole.getsockname()[1]}", client_id="test")
+        with pytest.raises(Unavailable):
+            await sender.start(timeout_s=0.5)
+        began_s = time.monotonic()
+        with pytest.raises(Unavailable):
+            await sender.send(TOPIC, b"k", b"v")
+        took_s = time.monotonic() - began_s
+        stopping_s = time.monotonic()
+        await sender.stop(0.5)
+
+    assert took_s < ANSWERED_WITHIN_S
+    assert time.monotonic() - stopping_s < 2
+    assert not sender.ready
+
+
+async def test_it_starts_again_once_the_broker_is_there(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    memory_kafka.take_down(1)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    with pytest.raises(Unavailable):
+        await sender.start(timeout_s=0.3)
+    memory_kafka.bring_up(1)
+    await sender.start(timeout_s=10)
+
+    assert await sender.send(TOPIC, b"k", b"v") == 0
+    await sender.stop()
+
+
+async def test_the_answer_does_not_depend_on_the_library(memory_kafka, monkeypatch):
+    """A producer that never reports: the loop's own timer answers."""
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test", timeout_ms=600)
+    await sender.start()
+    monkeypatch.setattr(module._Line, "_pass", lambda line, report: None)
+
+    began_s = time.monotonic()
+    one, many = sender.send(TOPIC, b"k", b"v"), sender.send_many(TOPIC, [(b"k", b"v", ())] * 3)
+    with pytest.raises(Unavailable):
+        await one
+    outcomes = await many
+    took_s = time.monotonic() - began_s
+    await sender.stop()
+
+    assert 0.6 <= took_s < 0.9
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+
+
+async def test_a_full_queue_refuses_at_once(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test", queue_records=10, timeout_ms=1500)
+    await sender.start()
+    memory_kafka.take_down(1)
+
+    began_s = time.monotonic()
+    queued = [sender.send(TOPIC, b"k", b"v") for _ in range(10)]
+    with pytest.raises(Unavailable, match="Too many"):
+        await sender.send(TOPIC, b"k", b"v")
+    took_s = time.monotonic() - began_s
+    mixed = await sender.send_many(TOPIC, [(b"k", b"v", ())] * 2)
+    await asyncio.gather(*queued, return_exceptions=True)
+    await sender.stop(0.5)
+
+    assert took_s < 0.3
+    assert [type(outcome) for outcome in mixed] == [Unavailable] * 2
+
+
+async def test_a_producer_that_failed_for_good_is_replaced(delivery, memory_kafka):
+    replaced = metrics.PRODUCERS_REPLACED._value.get()
+    under_way = delivery.send_many(TOPIC, [(b"k%d" % n, b"%d" % n, ()) for n in range(50)])
+    failed = delivery._line
+    failed._on_error(KafkaError(KafkaError._FATAL, "epoch is fenced", fatal=True))
+    failed._on_error(KafkaError(KafkaError._FATAL, "epoch is fenced", fatal=True))
+    outcomes = await under_way
+    await asyncio.sleep(0.05)
+    after = await delivery.send_many(TOPIC, [(b"k%d" % n, b"%d" % n, ()) for n in range(50, 100)])
+
+    # What the old one had in hand is delivered by it, in the background.
+    assert outcomes == after == [None] * 50
+    assert delivery._line is not failed
+    assert metrics.PRODUCERS_REPLACED._value.get() == replaced + 1
+    read = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 100)
+    assert sorted(int(message.value()) for message in read) == list(range(100))
+
+
+async def test_stopping_delivers_what_is_under_way(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    memory_kafka.delay(1, 100)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    await sender.start()
+    under_way = sender.send_many(TOPIC, [(b"k%d" % n, b"v", ()) for n in range(100)])
+    await sender.stop(3.0)
+
+    assert under_way.done()
+    assert under_way.result() == [None] * 100
+
+
+async def test_stopping_answers_what_it_cannot_deliver_and_takes_no_more(memory_kafka):
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    await sender.start()
+    memory_kafka.take_down(1)
+    one, many = sender.send(TOPIC, b"k", b"v"), sender.send_many(TOPIC, [(b"k", b"v", ())])
+    began_s = time.monotonic()
+    await sender.stop(0.3)
+    took_s = time.monotonic() - began_s
+
+    assert took_s < 2
+    assert isinstance(one.exception(), Unavailable)
+    assert [type(outcome) for outcome in many.result()] == [Unavailable]
+    with pytest.raises(Unavailable):
+        await sender.send(TOPIC, b"k", b"v")
+    assert [type(outcome) for outcome in await sender.send_many(TOPIC, [(b"k", b"v", ())])] == [Unavailable]
+
+
+async def test_a_caller_that_goes_away_disturbs_nobody(delivery):
+    gone = delivery.send(TOPIC, b"k", b"v")
+    gone.cancel()
+    gone_too = delivery.send_many(TOPIC, [(b"k", b"v", ())])
+    gone_too.cancel()
+
+    assert await delivery.send(TOPIC, b"k", b"v") >= 0
+    await asyncio.sleep(0.2)
+    assert not delivery._open
