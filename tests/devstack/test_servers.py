@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import psycopg
@@ -12,6 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.conftest import CACHE, Kafka
+from trueboard.devstack import postgres
 from trueboard.devstack.alone import running
 from trueboard.devstack.kafka.jvm import JvmKafka
 from trueboard.devstack.kafka.memory import MemoryKafka, MockCluster
@@ -70,6 +72,24 @@ def test_root_runs_postgres_as_nobody_below_a_directory_closed_to_others(tmp_pat
 
     assert owner not in (0, os.geteuid())
     assert closed.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.services
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root lends its servers another account")
+def test_root_runs_postgres_though_its_programs_lie_below_a_closed_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with tempfile.TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        monkeypatch.setattr(postgres, "_COPIES", Path(open_to_all))
+        monkeypatch.setattr(postgres, "closed_to_others", lambda path: path)
+        earlier_umask = os.umask(0o077)
+        try:
+            server = Postgres(tmp_path, free_port())
+            with running(server), psycopg.connect(server.url) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+        finally:
+            os.umask(earlier_umask)
 
 
 @pytest.mark.services

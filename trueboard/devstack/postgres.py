@@ -9,6 +9,7 @@ closed to others stays closed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -28,6 +29,9 @@ from trueboard.devstack.processes import Launch, Workbench
 from trueboard.devstack.program import Base
 
 USER = DATABASE = "trueboard"
+
+_COPIES = Path("/var/tmp")
+"""Where root puts a copy of programs that `nobody` cannot reach."""
 
 SETTINGS: Mapping[str, str] = {
     "fsync": "on",
@@ -148,16 +152,25 @@ class Postgres(Base):
         installed = installation()
         if self._account is None or closed_to_others(installed) is None:
             return installed
-        # a closed parent hides the programs themselves: a copy stands where all may read it
-        copy = Path("/var/tmp") / f"trueboard-{installed.name}-{installed.stat().st_mtime_ns}"
+        # A closed parent hides the programs themselves: a copy stands where all may read it, laid out
+        # as the wheel is, since the programs look for their libraries relative to where they are.
+        package = installed.parent
+        copy = _COPIES / f"trueboard-{installed.name}-{installed.stat().st_mtime_ns}"
         if not copy.exists():
             fresh = copy.with_name(f"{copy.name}.{os.getpid()}")
-            shutil.copytree(installed, fresh, symlinks=True)
-            fresh.chmod(0o755)
-            fresh.rename(copy)
+            (fresh / package.name).mkdir(parents=True)
+            shutil.copytree(installed, fresh / package.name / installed.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, fresh / libraries.name)
+            for directory in (fresh, fresh / package.name):
+                directory.chmod(0o755)  # whatever the umask
+            with contextlib.suppress(OSError):  # another process was first
+                fresh.rename(copy)
+            shutil.rmtree(fresh, ignore_errors=True)
         if copy.is_symlink() or copy.stat().st_uid != 0 or copy.stat().st_mode & 0o022:
             raise CannotStart(f"{copy} is not root's own: remove it and start again")
-        return copy
+        return copy / package.name / installed.name
 
     def _outlive_predecessor(self, bench: Workbench) -> None:
         # one killed with its supervisor may take a moment to end; its id may also be somebody else's by now
