@@ -105,6 +105,14 @@ def test_a_program_that_ends_before_it_is_ready_is_an_error_with_the_end_of_its_
         watched.start([StandIn("fine", tmp_path / "fine"), broken])
 
 
+def test_a_program_that_ends_for_want_of_space_is_one_sentence(tmp_path: Path):
+    source = "print('FATAL: could not write: No space left on device', flush=True)\nraise SystemExit(1)"
+    with supervisor([]) as watched, pytest.raises(CannotStart) as caught:
+        watched.start([StandIn("one", tmp_path / "one", source)])
+
+    assert str(caught.value) == "the disk is full: one needs space to start; free some and start again"
+
+
 def test_a_full_disk_while_preparing_is_one_sentence(tmp_path: Path):
     full = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     with supervisor([]) as watched, pytest.raises(CannotStart, match="disk is full"):

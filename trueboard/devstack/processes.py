@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trueboard.devstack.accounts import Account
-from trueboard.devstack.errors import CannotStart
+from trueboard.devstack.errors import FULL, CannotStart, says_full
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -197,6 +197,8 @@ class Workbench:
         finally:
             with self._lock:
                 self._running.discard(process)
+        if process.returncode != 0 and says_full(output):
+            raise CannotStart(f"{FULL}: {doing} needs space; free some and start again")
         if process.returncode != 0:
             raise CannotStart(f"{doing} failed: {_most_telling(output)}")
         return output

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from trueboard.devstack.errors import CannotStart, sentence_of
+from trueboard.devstack.errors import FULL, CannotStart, says_full, sentence_of
 from trueboard.devstack.processes import Program, Workbench, end_at_once, last_lines, rotate, spawn
 
 _ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -160,6 +160,8 @@ class Supervisor:
         code = child.process.poll()
         if code is not None:
             child.program.stopped(code)
+            if says_full(last_lines(child.log, count=200, since_bytes=child.log_from_bytes)):
+                raise CannotStart(f"{FULL}: {name} needs space to start; free some and start again")
             raise CannotStart(f"{name} {ending(code)} before it was ready{self._log_of(child)}")
         if child.program.is_ready():
             child.ready = True
