@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from importlib import resources
 
 import pytest
 from hypothesis import given
@@ -14,12 +13,9 @@ from hypothesis import strategies as st
 from core import catalogue as catalogues
 from core.catalogue import ActionType, Limit, PointsLimit
 from core.errors import Refused
+from tests.core.examples import cases, example
 
-EXAMPLES = resources.files("core") / "examples" / "catalogue"
-CASES = [
-    pytest.param(json.loads(file.read_text()), id=file.name.removesuffix(".json"))
-    for file in sorted(EXAMPLES.iterdir(), key=lambda file: file.name)
-]
+CASES = cases("catalogue")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -49,7 +45,7 @@ def _shuffled(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def test_the_shipped_catalogue_is_that_of_the_interface():
     shipped = catalogues.read(catalogues.shipped())
-    written = json.loads((EXAMPLES / "of-the-interface.json").read_text())
+    written = example("catalogue", "of-the-interface")
 
     assert shipped.sha256 == written["sha256"]
     assert shipped.version == "2026-11-21"
