@@ -28,6 +28,9 @@ Headers = Sequence[tuple[str, bytes]]
 Item = tuple[bytes | None, bytes | None, Headers]
 """Key, value and headers of one record."""
 
+UNKNOWN_OFFSET: Final = -1
+"""Of a confirmed record the broker says only that it already has it."""
+
 _SWEEP_EVERY_S = 0.05
 _POLL_S = 0.1
 _LOG_EVERY_S = 5.0
@@ -54,7 +57,7 @@ class _Request:
     one: bool
     outcomes: list[Unavailable | None] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
-    offset: int = -1
+    offset: int = UNKNOWN_OFFSET
 
 
 _Report = tuple[_Request, int, KafkaError | None, str, int, int]
@@ -139,7 +142,7 @@ class Delivery:
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
     ) -> asyncio.Future[int]:
-        """Hand over one record. The future gives its offset, or raises Unavailable."""
+        """Hand over one record. The future gives its offset (or UNKNOWN_OFFSET), or raises Unavailable."""
         request = self._begin(1, one=True)
         if request.left:
             self._produce(request, 0, topic, (key, value, headers))
@@ -207,7 +210,7 @@ class Delivery:
         request, index, error, topic, partition, offset = report
         if error is None:
             place = (topic, partition)
-            if offset > self.acknowledged.get(place, -1):
+            if offset != UNKNOWN_OFFSET and offset > self.acknowledged.get(place, -1):
                 self.acknowledged[place] = offset
             request.offset = offset
             self._settle(request, index, None)
@@ -323,9 +326,11 @@ class _Line:
 
         def report(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                self._pass((request, index, None, topic, message.partition(), message.offset()))
+                offset = message.offset()
+                known = UNKNOWN_OFFSET if offset is None or offset < 0 else offset
+                self._pass((request, index, None, topic, message.partition(), known))
             else:
-                self._pass((request, index, error, topic, -1, -1))
+                self._pass((request, index, error, topic, -1, UNKNOWN_OFFSET))
 
         self._producer.produce(topic, value, key, on_delivery=report, headers=list(headers) or None)
 
@@ -340,11 +345,21 @@ class _Line:
 
     def close(self, deadline_s: float) -> None:
         """Deliver what is queued, report the rest as failed, end the thread. Blocks."""
-        self._producer.flush(deadline_s)
+        self._flush(deadline_s)
         self._producer.purge()
-        self._producer.flush(_POLL_S)
+        self._flush(_POLL_S)
         self._ending.set()
         self._thread.join(timeout=5 * _POLL_S)
+
+    def _flush(self, within_s: float) -> None:
+        until_s = time.monotonic() + within_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                self._producer.flush(left_s)
+                return
+            except KafkaException:
+                # The producer's fatal error, which is known; reports may still be on their way.
+                self._ending.wait(_SWEEP_EVERY_S)
 
     def pass_on(self) -> None:
         """Take all reports that have come, on the loop."""
@@ -355,7 +370,13 @@ class _Line:
 
     def _poll(self) -> None:
         while not self._ending.is_set():
-            self._producer.poll(_POLL_S)
+            try:
+                self._producer.poll(_POLL_S)
+            except KafkaException as failure:
+                # A fatal error also comes out here; what is queued still has its reports to come.
+                if failure.args and isinstance(failure.args[0], KafkaError):
+                    self._on_error(failure.args[0])
+                self._ending.wait(_SWEEP_EVERY_S)
 
     def _pass(self, report: _Report) -> None:
         self._reports.append(report)

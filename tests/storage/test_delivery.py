@@ -21,8 +21,9 @@ from trueboard.devstack.kafka import memory
 
 TOPIC = "t"
 ANSWERED_WITHIN_S = 4.5
-PRODUCE, INIT_PRODUCER_ID = 0, 22
-NOT_LEADER, INVALID_RECORD, MESSAGE_TOO_LARGE = 6, 87, 10
+PRODUCE = 0
+NOT_LEADER, MESSAGE_TOO_LARGE = 6, 10
+OUT_OF_ORDER, DUPLICATE, INVALID_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 
 
 @pytest.fixture
@@ -307,6 +308,39 @@ async def test_a_producer_that_failed_for_good_is_replaced(delivery, memory_kafk
     assert metrics.PRODUCERS_REPLACED._value.get() == replaced + 1
     read = await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 100)
     assert sorted(int(message.value()) for message in read) == list(range(100))
+
+
+async def test_a_record_out_of_order_costs_one_answer_and_a_producer(delivery, memory_kafka):
+    """The broker's own word for it, not a simulated one: the library then fails for good."""
+    await delivery.send(TOPIC, b"k", b"v")
+    failed = delivery._line
+    memory_kafka.fail_next(PRODUCE, OUT_OF_ORDER)
+    began_s = time.monotonic()
+    outcomes = await delivery.send_many(TOPIC, [(b"k", b"v", ())] * 3)
+    took_s = time.monotonic() - began_s
+    await asyncio.sleep(0.2)
+
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}
+    assert took_s < 1
+    assert delivery._line is not failed
+    assert await delivery.send(TOPIC, b"k", b"v") >= 0
+
+
+@pytest.mark.parametrize("code", [INVALID_EPOCH, UNKNOWN_PRODUCER])
+async def test_a_lost_producer_id_is_fetched_again(delivery, memory_kafka, code):
+    await delivery.send(TOPIC, b"k", b"v")
+    memory_kafka.fail_next(PRODUCE, code)
+    await delivery.send_many(TOPIC, [(b"k", b"v", ())] * 3)
+
+    assert await delivery.send(TOPIC, b"k", b"v") >= 1
+
+
+async def test_a_record_the_broker_already_has_is_confirmed_without_an_offset(delivery, memory_kafka):
+    memory_kafka.fail_next(PRODUCE, DUPLICATE)
+
+    assert await delivery.send(TOPIC, b"k", b"v") == module.UNKNOWN_OFFSET
+    assert delivery.acknowledged == {}
+    assert await delivery.send(TOPIC, b"k", b"v") >= 0
 
 
 async def test_stopping_delivers_what_is_under_way(memory_kafka):
