@@ -85,6 +85,10 @@ def get(name: str) -> structlog.typing.FilteringBoundLogger:
     return cast("structlog.typing.FilteringBoundLogger", structlog.get_logger(logger_name=name))
 
 
+def _on_standard_error(*_: Any) -> Any:
+    return structlog.PrintLogger(sys.stderr)
+
+
 def _name_logger(_: Any, __: str, event: Event) -> Event:
     record = event.get("_record")
     event["logger"] = record.name if record is not None else event.pop("logger_name", "root")
@@ -136,3 +140,12 @@ def _log_defect(kind: type[BaseException], error: BaseException, traceback: Trac
         sys.__excepthook__(kind, error, traceback)
         return
     get("service").critical("defect", exc_info=(kind, error, traceback))
+
+
+if not structlog.is_configured():
+    # Standard output belongs to what a command prints, also before or without `configure`.
+    structlog.configure(
+        processors=[_mask, *structlog.get_config()["processors"]],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=_on_standard_error,
+    )

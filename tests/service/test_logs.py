@@ -3,13 +3,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import structlog
 
 from service import logs, tracing
+
+ROOT = Path(logs.__file__).parents[1]
 
 JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ1MSJ9.c2lnbmF0dXJl"
 
@@ -18,13 +22,14 @@ JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ1MSJ9.c2lnbmF0dXJl"
 def lines():
     """What was logged since, as objects; the process's logging is put back afterwards."""
     root = logging.getLogger()
+    unconfigured = structlog.get_config()
     before = (root.handlers[:], root.level, sys.excepthook)
     out = io.StringIO()
     logs.configure("test", stream=out)
     yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
     logging.captureWarnings(False)
     root.handlers[:], root.level, sys.excepthook = before
-    structlog.reset_defaults()
+    structlog.configure(**unconfigured)
     structlog.contextvars.clear_contextvars()
 
 
@@ -133,3 +138,15 @@ def test_values_that_are_no_json_are_shown_as_text(lines):
     (line,) = lines()
     assert line["bytes"] == r"b'\xff'"
     assert sorted(line["nan"]) == [1, 2]
+
+
+def test_before_it_is_configured_neither_standard_output_nor_a_token_is_written():
+    program = "from service import logs; logs.get('x').warning('early', token='plain')"
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+
+    assert ran.stdout == ""
+    assert "early" in ran.stderr
+    assert "plain" not in ran.stderr

@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from core.errors import Unavailable
+from core.topics import Topic
 from service import metrics
 from storage.kafka import delivery as module
 from storage.kafka.delivery import Delivery
+from storage.kafka.topics import declare
 from trueboard.devstack.kafka import memory
 
 TOPIC = "t"
@@ -35,10 +38,10 @@ async def delivery(memory_kafka):
     await sender.stop(2.0)
 
 
-def read_all(bootstrap: str, partitions: int, expected: int) -> list:
+def read_all(bootstrap: str, partitions: int, expected: int, topic: str = TOPIC) -> list:
     """Every record of the topic, or what came within ten seconds."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "r", "auto.offset.reset": "earliest"})
-    consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(partitions)])
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
     read, until_s = [], time.monotonic() + 10
     while len(read) < expected and time.monotonic() < until_s:
         read += [message for message in consumer.consume(500, 0.2) if not message.error()]
@@ -222,6 +225,75 @@ async def eventually_delivered(sender: Delivery) -> int:
         except Unavailable:
             await asyncio.sleep(0.2)
     pytest.fail("nothing was delivered any more")
+
+
+PROGRAM = """
+import asyncio, sys, time
+from storage.kafka.delivery import Delivery
+
+async def main():
+    sender = Delivery(sys.argv[1], client_id="paused", timeout_ms=1000)
+    await sender.start()
+    print("started", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    answer = sender.send(sys.argv[2], b"k", b"v")
+    print("sent", flush=True)
+    await asyncio.wait([answer])
+    print(type(answer.exception()).__name__, flush=True)
+    await sender.stop(0.1)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_was_paused_answers_as_soon_as_it_goes_on(tmp_path):
+    with broker_process(tmp_path) as (broker, bootstrap):
+        paused = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PROGRAM, bootstrap, TOPIC),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd=Path(module.__file__).parents[2],
+        )
+        assert await paused.stdout.readline() == b"started\n"
+        broker.send_signal(signal.SIGSTOP)
+        paused.stdin.write(b"go\n")
+        assert await paused.stdout.readline() == b"sent\n"
+        paused.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.5)
+        paused.send_signal(signal.SIGCONT)
+        went_on_s = time.monotonic()
+        answer = await paused.stdout.readline()
+        took_s = time.monotonic() - went_on_s
+        paused.kill()
+        await paused.communicate()
+
+    assert answer == b"Unavailable\n"
+    assert took_s < 0.5
+
+
+@pytest.mark.kafka
+async def test_on_real_kafka_all_arrive_once_and_in_order(kafka):
+    topic = f"delivery-{time.time_ns()}"
+    one = [Topic(topic, "user id", {})]
+    await asyncio.to_thread(
+        lambda: declare(kafka.bootstrap, kind=kafka.kind, partitions=4, replication=1, wanted=one)
+    )
+    sender = Delivery(kafka.bootstrap, client_id="test")
+    await sender.start()
+    requests = [
+        sender.send_many(topic, [(b"u%d" % n, b"%d" % at, ()) for n in range(100)]) for at in range(50)
+    ]
+    outcomes = await asyncio.gather(*requests)
+    await sender.stop()
+
+    read = await asyncio.to_thread(read_all, kafka.bootstrap, 4, 5000, topic)
+    assert outcomes == [[None] * 100] * 50
+    by_user: dict[bytes, list[int]] = {}
+    for message in read:
+        by_user.setdefault(message.key(), []).append(int(message.value()))
+    assert by_user == {b"u%d" % n: list(range(50)) for n in range(100)}
+    assert sum(offset + 1 for offset in sender.acknowledged.values()) == 5000
 
 
 async def test_a_network_that_swallows_everything_is_answered_in_time():
