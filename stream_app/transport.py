@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import faust
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types.tuples import TP, ConsumerMessage, ack_lock
 from mode.utils.futures import notify
+
+SEEK_WAIT_S: Final = 10.0
+"""How long a rebalance waits for the seek before it goes on without."""
 
 
 class BatchMessage(ConsumerMessage):  # type: ignore[misc]
@@ -73,6 +76,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
         self._inflight: defaultdict[TP, deque[tuple[int, list[bool]]]] = defaultdict(deque)
         self._sought: dict[TP, int] = {}
         self._seeks = 0
+        self._seeking: set[asyncio.Task[None]] = set()
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -84,28 +88,39 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
     def on_buffer_drop(self, tp: TP) -> None: ...
 
     async def perform_seek(self) -> None:
-        """Seek every assigned partition to where the ledger ends; waits for Postgres by itself."""
+        """Seek every assigned partition to where the ledger ends.
+
+        Faust gives this a minute and ends the app if it takes longer, so where Postgres is away
+        the partitions stay paused and the seek goes on by itself.
+        """
         self._inflight.clear()
         self._sought.clear()
-        generation = self.app.consumer_generation_id
         assigned = self.assignment()
-        if not assigned:
-            return
+        if assigned:
+            self.pause_partitions(assigned)
+            seeking = asyncio.create_task(self._seek_all(assigned, self.app.consumer_generation_id))
+            self._seeking.add(seeking)
+            seeking.add_done_callback(self._seeking_ended)
+            await asyncio.wait({seeking}, timeout=SEEK_WAIT_S)
+
+    async def _seek_all(self, assigned: set[TP], generation: int) -> None:
         offsets = await self.app.positions(
             {tp.partition for tp in assigned}, lambda: self._changed(generation)
         )
-        if self._changed(generation):
+        wanted = {tp: offsets[tp.partition] for tp in assigned if tp.partition in offsets}
+        if self._changed(generation) or not wanted:
             return
         self._seeks += 1
-        wanted = {tp: offsets[tp.partition] for tp in assigned if tp.partition in offsets}
-        stopped = {tp for tp in assigned if tp not in wanted}
-        if stopped:
-            self.pause_partitions(stopped)
-        if wanted:
-            await self.seek_wait(wanted)
+        await self.seek_wait(wanted)
         for tp, offset in wanted.items():
             self._read_offset[tp] = offset
             self._sought[tp] = self._seeks
+        self.resume_partitions(wanted)
+
+    def _seeking_ended(self, seeking: asyncio.Task[None]) -> None:
+        self._seeking.discard(seeking)
+        if not seeking.cancelled() and seeking.exception() is not None:
+            self.app.on_defect(seeking.exception())
 
     def _changed(self, generation: int) -> bool:
         return bool(self.should_stop) or generation != self.app.consumer_generation_id
@@ -230,12 +245,14 @@ class BatchApp(faust.App):  # type: ignore[misc]
     """A Faust app over partition batches.
 
     `positions(partitions, given_up)` gives the offset of each partition that may be read, waiting
-    for Postgres until `given_up()`; those it leaves out stay stopped.
+    for Postgres until `given_up()`; those it leaves out stay stopped. `on_defect` is told of what
+    must not happen.
     """
 
     max_batch = 1000
     fetch_max_wait_ms = 20
     positions: Callable[[set[int], Callable[[], bool]], Awaitable[dict[int, int]]]
+    on_defect: Callable[[BaseException], None]
 
     def _new_transport(self) -> Any:
         return BatchTransport(self.conf.broker_consumer, self)

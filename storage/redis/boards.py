@@ -212,6 +212,11 @@ class BoardCopy:
                 break
         return differing
 
+    def discard(self) -> None:
+        """Let nobody read the copy any more; the next step builds it anew."""
+        with unavailable():
+            self._redis.delete(self._meta)
+
     def _differing(self, rows: list[EntryRow]) -> int:
         if not rows:
             return 0

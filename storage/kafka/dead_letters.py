@@ -1,0 +1,66 @@
+"""The dead-letter topic: the original bytes, where they stood, and why they could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from confluent_kafka import KafkaException, Producer
+
+from core import topics
+from core.errors import Unavailable
+
+CONFIRM_S: Final = 10.0
+_DETAIL_BYTES: Final = 500
+
+
+class DeadLetters:
+    """A producer that returns only when Kafka has confirmed. Blocks; one thread."""
+
+    def __init__(self, bootstrap: str, *, kafka: Mapping[str, Any] | None = None) -> None:
+        self._conf = {
+            "bootstrap.servers": bootstrap,
+            "client.id": "trueboard-dead-letters",
+            "acks": "all",
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "message.timeout.ms": int(CONFIRM_S * 1000),
+            "log_level": 0,
+            **(kafka or {}),
+        }
+        self._producer: Producer | None = None
+
+    def send(self, letters: Iterable[Any]) -> None:
+        """Set these records aside (`stream_app.intake.DeadLetter`), confirmed.
+
+        Raises:
+            Unavailable: not all of them are confirmed; sending them again is harmless.
+        """
+        if self._producer is None:
+            self._producer = Producer(self._conf)
+        failed: list[str] = []
+
+        def confirmed(error: Any, _message: Any) -> None:
+            if error is not None:
+                failed.append(str(error))
+
+        try:
+            for letter in letters:
+                self._producer.produce(
+                    topics.DEAD.name,
+                    key=f"{letter.topic}-{letter.partition}-{letter.offset}",
+                    value=letter.value,
+                    headers=[
+                        ("reason", letter.reason.encode()),
+                        ("detail", letter.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore").encode()),
+                        ("origin_topic", letter.topic.encode()),
+                        ("origin_partition", str(letter.partition).encode()),
+                        ("origin_offset", str(letter.offset).encode()),
+                    ],
+                    on_delivery=confirmed,
+                )
+        except (BufferError, KafkaException) as error:
+            raise Unavailable(f"Kafka: {error}") from error
+        left = self._producer.flush(CONFIRM_S)
+        if left or failed:
+            raise Unavailable(f"Kafka has not confirmed the dead letters: {left} left, {failed[:1]}")

@@ -1,0 +1,26 @@
+"""`python -m stream_app`: one worker of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from service import logs
+from service.settings import SettingsError, read_settings
+from stream_app import app
+from stream_app.settings import Settings
+
+
+def main() -> int:
+    logs.configure("stream_app")
+    try:
+        settings = read_settings(Settings, os.environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return asyncio.run(app.run(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The stream's loop: partition batches in, one transaction a group, everything else told of it.
+
+Errors by what to do next: unreadable records go to the dead-letter topic and the group goes on;
+what is away is waited for and the same step repeated; a log that is not the one read before stops
+its partition; anything else is a defect and ends the process before anything is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from core.errors import Unavailable
+from service import logs, metrics
+from storage.kafka.dead_letters import DeadLetters
+from stream_app import intake
+from stream_app.carry_out import Judge, Outcome, OutOfStep, Slice, Stopped
+from stream_app.following import Following
+from stream_app.replying import Replier
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 2.0
+QUEUED_BATCHES: Final = 64
+
+_log = logs.get("stream_app.agent")
+
+
+class Stream:
+    """Judges what the transport hands on. Lives on the event loop; the work is done in one thread."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        dead_letters: DeadLetters,
+        replier: Replier,
+        followers: Sequence[Following],
+        *,
+        batch_actions: int,
+        dead_letters_in_a_row: int,
+        on_outcome: Callable[[Outcome], None] = lambda _: None,
+    ) -> None:
+        self._judge, self._dead_letters, self._replier = judge, dead_letters, replier
+        self._followers, self._on_outcome = followers, on_outcome
+        self._batch_actions, self._in_a_row_most = batch_actions, dead_letters_in_a_row
+        self._queue: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue(QUEUED_BATCHES)
+        self._kept: tuple[Any, Any] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._consumer: Any = None
+        self._in_a_row: defaultdict[int, int] = defaultdict(int)
+        self._sought_again: dict[int, int] = {}
+        self.log = 0
+        self.stopped: dict[int, str] = {}
+        self.next_offsets: dict[int, int] = {}
+        self.last_finished_s = time.monotonic()
+        """When a step last came to an end, be it that what it needs is away."""
+
+    def taken_up(self, log: int, offsets: dict[int, int], stopped: dict[int, str]) -> None:
+        """Partitions were assigned and looked at; all that came before is void."""
+        self.log = log
+        self.stopped = dict(stopped)
+        self.next_offsets = dict(offsets)
+        self._sought_again.clear()
+        self._in_a_row.clear()
+        self.last_finished_s = time.monotonic()
+        metrics.PARTITION_STOPPED.clear()
+        metrics.STREAM_LAG_RECORDS.clear()
+        for partition in offsets:
+            metrics.PARTITION_STOPPED.labels(str(partition)).set(0)
+        for partition in stopped:
+            metrics.PARTITION_STOPPED.labels(str(partition)).set(1)
+
+    async def take_in(self, stream: Any) -> None:
+        """Faust's agent: hand each batch on, unacknowledged; a full queue holds the transport back."""
+        async for event in stream.noack().events():
+            await self._queue.put((stream, event))
+
+    async def run(self, consumer: Callable[[], Any]) -> None:
+        """Judge group after group until cancelled."""
+        while True:
+            group = await self._next_group()
+            self._consumer = consumer()
+            try:
+                await self._judged(group)
+            finally:
+                self.last_finished_s = time.monotonic()
+
+    async def _next_group(self) -> list[tuple[Any, Any]]:
+        """All that waits, up to one transaction's worth, one batch at least."""
+        first = self._kept or await self._queue.get()
+        self._kept = None
+        group, size = [first], len(first[1].message.value)
+        while not self._queue.empty():
+            pair = self._queue.get_nowait()
+            size += len(pair[1].message.value)
+            if size > self._batch_actions:
+                self._kept = pair
+                break
+            group.append(pair)
+        return group
+
+    async def _judged(self, group: list[tuple[Any, Any]]) -> None:
+        pause_s = FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while True:
+            group = [pair for pair in group if self._consumer.is_current(pair[1].message)]
+            if not group:
+                return
+            batches = [pair[1].message.value for pair in group]
+            try:
+                outcome, slices = await loop.run_in_executor(self._thread, self._carried_out, batches)
+            except Unavailable as error:
+                self.last_finished_s = time.monotonic()
+                _log.warning("stream_waits", detail=str(error)[:300], pause_s=pause_s)
+                await asyncio.sleep(pause_s * (0.5 + random.random()))
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+            except OutOfStep as error:
+                await self._out_of_step(error)
+            except Stopped as error:
+                self._stop(error.partition, error.detail)
+            else:
+                break
+        self._told(outcome, slices)
+        for stream, event in group:
+            await stream.ack(event)
+
+    async def _out_of_step(self, error: OutOfStep) -> None:
+        if self._sought_again.get(error.partition) == error.next_offset:
+            self._stop(error.partition, f"{error}: records in between are gone")
+            return
+        self._sought_again[error.partition] = error.next_offset
+        _log.warning("seek_again", partition=error.partition, detail=str(error))
+        await self._consumer.seek_again(error.partition, error.next_offset)
+
+    def _stop(self, partition: int, why: str) -> None:
+        self.stopped[partition] = why
+        metrics.PARTITION_STOPPED.labels(str(partition)).set(1)
+        _log.error("partition_stopped", partition=partition, detail=why)
+        self._consumer.stop_partition(partition)
+
+    def _carried_out(self, batches: Sequence[Sequence[Any]]) -> tuple[Outcome, list[Slice]]:
+        """In the judging thread: decode, set aside, judge and write."""
+        begun_s = time.perf_counter()
+        joined: dict[int, list[Any]] = {}
+        for records in batches:
+            joined.setdefault(records[0].partition, []).extend(records)
+        slices, dead = [], []
+        for partition in sorted(joined):
+            records = joined[partition]
+            if records[-1].offset - records[0].offset + 1 != len(records):
+                raise Stopped(partition, "the log has holes: it was compacted or written in transactions")
+            piece, letters = intake.read_slice(records)
+            self._count_in_a_row(piece)
+            slices.append(piece)
+            dead += letters
+        if dead:
+            self._dead_letters.send(dead)
+        outcome = self._judge.carry_out(self.log, slices)
+        for letter in dead:
+            metrics.DEAD_LETTERS.labels(letter.reason).inc()
+            _log.warning(
+                "dead_letter", partition=letter.partition, offset=letter.offset, reason=letter.reason
+            )
+        metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - begun_s)
+        return outcome, slices
+
+    def _count_in_a_row(self, piece: Slice) -> None:
+        """Stop a partition that brings nothing but what cannot be read."""
+        before = self._in_a_row[piece.partition]
+        run = 0 if piece.incoming else before
+        ends_unreadable = 0
+        for offset in range(piece.last, piece.first - 1, -1):
+            if offset not in piece.unreadable:
+                break
+            ends_unreadable += 1
+        in_a_row = run + ends_unreadable
+        if in_a_row > self._in_a_row_most:
+            raise Stopped(
+                piece.partition,
+                f"{in_a_row} unreadable records in a row, up to offset {piece.last}: "
+                "whoever writes them has to be stopped first",
+            )
+        self._in_a_row[piece.partition] = in_a_row
+
+    def _told(self, outcome: Outcome, slices: Sequence[Slice]) -> None:
+        self._replier.add(outcome)
+        self._on_outcome(outcome)
+        if outcome.position is not None or outcome.answers:
+            for follower in self._followers:
+                follower.wake()
+        for piece in slices:
+            self.next_offsets[piece.partition] = piece.last + 1
+        counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        traces: list[str] = []
+        for item, judgement in outcome.judged:
+            counts[judgement.verdict, "" if judgement.reason is None else judgement.reason.code] += 1
+            if item.traceparent and len(traces) < 20:
+                traces.append(item.traceparent[3:35])
+        for (verdict, reason), count in counts.items():
+            metrics.SCORE_UPDATES.labels(verdict, reason).inc(count)
+        metrics.BATCH_ACTIONS.observe(len(outcome.judged))
+        if outcome.position is not None:
+            metrics.REVISIONS.labels("stream").inc()
+        _log.info(
+            "batch_judged",
+            revision=None if outcome.position is None else outcome.position.revision,
+            judged=len(outcome.judged),
+            repeated=len(outcome.repeated),
+            redelivered=outcome.redelivered,
+            changed=outcome.changed_entries,
+            progress={str(piece.partition): piece.last + 1 for piece in slices},
+            trace_ids=traces,
+        )
+        self.measure()
+
+    def measure(self) -> None:
+        """Put the present lag into the metrics."""
+        for partition, lag in self.lags().items():
+            metrics.STREAM_LAG_RECORDS.labels(str(partition)).set(lag)
+
+    def lags(self) -> dict[int, int]:
+        """Records not judged yet, of each partition that is read."""
+        if self._consumer is None:
+            return {}
+        lags = {}
+        for tp in self._consumer.assignment():
+            next_offset = self.next_offsets.get(tp.partition)
+            high = self._consumer.highwater(tp)
+            if next_offset is not None and high is not None:
+                lags[tp.partition] = max(0, high - next_offset)
+        return lags
+
+    def close(self) -> None:
+        """Let what is in the judging thread's hands come to its end."""
+        self._thread.shutdown(wait=True)

@@ -1,0 +1,246 @@
+"""The one place that joins the stream's parts: Faust, the ledger, the followers, health."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final
+
+from faust.contrib.asgi import faust_app_running
+from mode import CrashingSupervisor
+
+from core import boards, topics
+from core.errors import Unavailable
+from service import logs
+from service.health import HealthServer
+from storage.kafka.dead_letters import DeadLetters
+from storage.kafka.log_ends import LogEnds
+from storage.kafka.publishing import Publisher
+from storage.kafka.topic_ids import topic_id
+from storage.kafka.topics import verify
+from storage.postgres.ledger import Ledger
+from storage.redis import boards as redis_boards
+from storage.redis.boards import BoardCopy
+from stream_app import positions
+from stream_app.agent import Stream
+from stream_app.carry_out import Judge
+from stream_app.following import Keeping, Listening, Publishing, end_all
+from stream_app.replying import Replier
+from stream_app.settings import Settings
+from stream_app.transport import BatchApp, RawSchema
+
+STOP_S: Final = 8.0
+
+_log = logs.get("stream_app")
+
+
+async def run(settings: Settings) -> int:
+    """Run one worker until SIGTERM or a defect; the exit code."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    defects: list[BaseException] = []
+
+    def on_defect(error: BaseException) -> None:
+        defects.append(error)
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        worker = _Worker(settings, on_defect)
+        stack.push_async_callback(worker.close)
+        await worker.start(stop)
+        if not stop.is_set():
+            await _until(stop, worker)
+        _log.info("stopping")
+    for error in defects:
+        _log.error("defect", error=type(error).__name__, exc_info=error)
+    _log.info("stopped", defects=len(defects))
+    return 1 if defects else 0
+
+
+async def _until(stop: asyncio.Event, worker: _Worker) -> None:
+    while not stop.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 1.0)
+        worker.look_after()
+
+
+class _Worker:
+    """What runs, in the order it was opened."""
+
+    def __init__(self, settings: Settings, on_defect: Callable[[BaseException], None]) -> None:
+        self._settings, self._on_defect = settings, on_defect
+        url, kafka = settings.postgres_url, settings.kafka
+        self._judging = Ledger(url, name="stream")
+        self._looking = Ledger(url, name="positions")
+        self._log_ends = LogEnds(kafka, topics.SUBMITTED.name)
+        keeper_redis = redis_boards.connect(settings.redis_url)
+        replier = Replier(keeper_redis)
+        copies = [
+            BoardCopy(period, postgres_url=url, client=keeper_redis) for _, period in boards.MAIN.periods
+        ]
+        self._keeping = Keeping(
+            copies,
+            replier,
+            on_defect,
+            postgres_url=url,
+            reconcile_every_s=settings.reconcile_interval_s,
+        )
+        publisher = Publisher(postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind)
+        self._publishing = Publishing(publisher, on_defect)
+        self._followers = (self._keeping, self._publishing)
+        self._listening = Listening(url, self._followers)
+        self._stream = Stream(
+            Judge(
+                self._judging,
+                most_people=settings.people_at_hand,
+                max_late_us=int(settings.max_late_s * 1e6),
+                max_early_us=int(settings.max_early_s * 1e6),
+            ),
+            DeadLetters(kafka),
+            replier,
+            self._followers,
+            batch_actions=settings.batch_actions,
+            dead_letters_in_a_row=settings.dead_letters_in_a_row,
+        )
+        self._app = self._faust()
+        self._running = AsyncExitStack()
+        self._health = HealthServer(settings.metrics_port, live=self._live, ready=self._ready)
+
+    def _faust(self) -> BatchApp:
+        settings = self._settings
+        app = BatchApp(
+            settings.consumer_group,
+            broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
+            store="memory://",
+            agent_supervisor=CrashingSupervisor,
+            stream_wait_empty=False,
+            stream_buffer_maxsize=16,
+            table_standby_replicas=0,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            broker_commit_interval=1.0,
+            broker_max_poll_interval=3600.0,
+            broker_session_timeout=settings.session_timeout_s,
+            broker_heartbeat_interval=min(3.0, settings.session_timeout_s / 4),
+            broker_request_timeout=max(60.0, settings.session_timeout_s),
+            # Out of range is the ledger's case, not Faust's: it shows as a gap, and is looked at.
+            consumer_auto_offset_reset="earliest",
+            consumer_max_fetch_size=1_048_576,
+            web_enabled=False,
+        )
+        app.max_batch = settings.batch_actions
+        app.positions = self._positions
+        app.on_defect = self._on_defect
+        source = app.topic(topics.SUBMITTED.name, schema=RawSchema())
+        app.agent(source, name="judge")(self._stream.take_in)
+        return app
+
+    async def start(self, stop: asyncio.Event) -> None:
+        self._health.start()
+        if not await self._topics_verified(stop):
+            return
+        for thread in (*self._followers, self._listening):
+            thread.start()
+        await self._running.enter_async_context(faust_app_running(self._app, stop_timeout=STOP_S))
+        judging = asyncio.create_task(self._stream.run(lambda: self._app.consumer), name="stream")
+        judging.add_done_callback(self._stream_ended)
+        self._running.push_async_callback(_cancelled, judging)
+        _log.info("started", group=self._settings.consumer_group)
+
+    async def _topics_verified(self, stop: asyncio.Event) -> bool:
+        """Wait for Kafka, and see that its topics lose nothing."""
+        while not stop.is_set():
+            try:
+                await asyncio.to_thread(verify, self._settings.kafka, kind=self._settings.kafka_kind)
+            except Unavailable as error:
+                _log.warning("waits_for_kafka", detail=str(error)[:300])
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 1.0)
+            else:
+                return True
+        return False
+
+    def _stream_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._on_defect(task.exception() or RuntimeError("the stream ended by itself"))
+
+    async def _positions(self, partitions: set[int], given_up: Callable[[], bool]) -> dict[int, int]:
+        """Where to read on; waits for Postgres and Kafka until somebody else is asked."""
+        pause_s = 0.1
+        while not given_up():
+            try:
+                found = await asyncio.to_thread(
+                    positions.find,
+                    self._looking,
+                    self._log_ends,
+                    self._topic_id,
+                    partitions,
+                    memory=self._settings.kafka_kind == "memory",
+                )
+            except Unavailable as error:
+                self._stream.last_finished_s = time.monotonic()
+                _log.warning("seek_waits", detail=str(error)[:300])
+                await asyncio.sleep(pause_s)
+                pause_s = min(2.0, pause_s * 2)
+                continue
+            if not given_up():
+                self._stream.taken_up(found.log, found.offsets, found.stopped)
+                _log.info("sought", log=found.log, offsets={str(p): o for p, o in found.offsets.items()})
+                return found.offsets
+        return {}
+
+    def _topic_id(self) -> str:
+        return topic_id(self._settings.kafka, topics.SUBMITTED.name, kind=self._settings.kafka_kind)
+
+    def look_after(self) -> None:
+        """Once a second: measure lag; end the process if it is up and does nothing, or Faust crashed."""
+        if self._app.crashed:
+            self._on_defect(self._app.crash_reason or RuntimeError("Faust ended"))
+            return
+        self._stream.measure()
+        behind = any(
+            lag for partition, lag in self._stream.lags().items() if partition not in self._stream.stopped
+        )
+        idle_s = time.monotonic() - self._stream.last_finished_s
+        if not behind:
+            self._stream.last_finished_s = time.monotonic()
+        elif idle_s > self._settings.stuck_s:
+            self._on_defect(RuntimeError(f"there is lag, and nothing was finished for {idle_s:.0f} s"))
+
+    def _live(self) -> dict[str, Any]:
+        return {
+            "ok": not self._app.crashed,
+            "stopped": {str(p): why for p, why in self._stream.stopped.items()},
+        }
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        assigned = self._stream.log > 0
+        caught_up = {follower.name: follower.caught_up for follower in self._followers}
+        return assigned and all(caught_up.values()), {"assigned": assigned, "followers": caught_up}
+
+    async def close(self) -> None:
+        """Take no more, finish what is in hand, let the followers come to the end, close."""
+        try:
+            await self._running.aclose()
+        except TimeoutError:
+            _log.warning("faust_stops_slowly")
+        await asyncio.to_thread(self._stream.close)
+        await asyncio.to_thread(
+            end_all, [t for t in (*self._followers, self._listening) if t.is_alive()], within_s=2.0
+        )
+        self._judging.close()
+        self._looking.close()
+        self._log_ends.close()
+        self._health.stop()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task

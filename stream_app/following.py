@@ -1,0 +1,227 @@
+"""The followers this process runs, each in a thread of its own.
+
+Woken by this process's commits, by those of others (LISTEN) and by a timer. Whatever is away is
+waited for with back-off; the ledger waits for none of them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+
+from core.errors import Unavailable
+from service import logs, metrics
+from storage.followers import Follower
+from storage.kafka.publishing import Publisher
+from storage.postgres import connections
+from storage.postgres.connections import BOARDS_LOCK, CHANNEL, Connection
+from storage.redis.boards import BoardCopy
+from stream_app.replying import Due, Replier
+
+TIMER_S: Final = 1.0
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 2.0
+COMPARED_ENTRIES: Final = 20_000
+"""Most entries a reconciler compares with the ledger at one go."""
+
+_log = logs.get("stream_app.following")
+
+
+class Following(threading.Thread):
+    """One follower's thread. `on_defect` is told of what must not happen; it ends the process."""
+
+    def __init__(self, name: str, on_defect: Callable[[BaseException], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._on_defect = on_defect
+        self._awake = threading.Event()
+        self._ended = threading.Event()
+        self.caught_up = False
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._awake.set()
+
+    def run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        try:
+            while not self._ended.is_set():
+                try:
+                    self.round()
+                    pause_s = FIRST_PAUSE_S
+                    self._awake.wait(TIMER_S)
+                    self._awake.clear()
+                except Unavailable as error:
+                    self.caught_up = False
+                    _log.warning("follower_waits", follower=self.name, detail=str(error)[:300])
+                    self._ended.wait(pause_s * (0.5 + random.random()))
+                    pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+        except BaseException as error:
+            self._on_defect(error)
+        finally:
+            self.close()
+
+    def round(self) -> None:
+        """Follow until there is nothing to follow."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _stepped(self, follower: Follower) -> bool:
+        begun_s = time.perf_counter()
+        moved = follower.step()
+        if moved:
+            metrics.FOLLOWER_STEP_SECONDS.labels(follower.name).observe(time.perf_counter() - begun_s)
+        return moved
+
+
+class Publishing(Following):
+    """Sends the topics that follow the ledger, while no other process does."""
+
+    def __init__(self, publisher: Publisher, on_defect: Callable[[BaseException], None]) -> None:
+        super().__init__("topics", on_defect)
+        self._publisher = publisher
+
+    def round(self) -> None:
+        while not self._ended.is_set() and self._stepped(self._publisher):
+            pass
+        self.caught_up = True
+
+    def close(self) -> None:
+        self._publisher.close()
+
+
+class Keeping(Following):
+    """Keeps the Redis boards, answers who waits for them, and compares them with the ledger."""
+
+    def __init__(
+        self,
+        copies: Sequence[BoardCopy],
+        replier: Replier,
+        on_defect: Callable[[BaseException], None],
+        *,
+        postgres_url: str,
+        reconcile_every_s: float,
+    ) -> None:
+        super().__init__("boards", on_defect)
+        self._copies, self._replier = copies, replier
+        self._url, self._every_s = postgres_url, reconcile_every_s
+        self._lock: Connection | None = None
+        self._compared_s = time.monotonic()
+
+    def round(self) -> None:
+        keeper = self._is_keeper()
+        waiting = self._replier.waiting()
+        try:
+            for copy in self._copies:
+                waiting = self._follow(copy, waiting, keeper)
+                metrics.PROJECTION_LAG_REVISIONS.labels(copy.period).set(copy.lag_revisions)
+        except BaseException:
+            self._replier.put_back(waiting)
+            raise
+        if waiting:
+            # Somebody else keeps the copy and has not come there yet.
+            self._replier.put_back(waiting)
+            self._ended.wait(0.005)
+            self._awake.set()
+        self.caught_up = True
+        if keeper and time.monotonic() - self._compared_s >= self._every_s:
+            self._compared_s = time.monotonic()
+            self._compare()
+
+    def _follow(self, copy: BoardCopy, waiting: list[Due], keeper: bool) -> list[Due]:
+        """Bring the copy to the ledger, answering on the way; what is not answered comes back."""
+        while not self._ended.is_set():
+            moved = keeper and self._stepped(copy)
+            if waiting:
+                at = copy.position()
+                shown = at.revision if at is not None else 0
+                # Nothing left to follow: it shows all that was committed when this round began.
+                ready = [due for due in waiting if (keeper and not moved) or due.judged_revision <= shown]
+                if ready:
+                    self._replier.send(ready)
+                    answered = set(map(id, ready))
+                    waiting = [due for due in waiting if id(due) not in answered]
+            if not moved:
+                break
+        return waiting
+
+    def _is_keeper(self) -> bool:
+        with connections.unavailable():
+            if self._lock is None or self._lock.closed:
+                self._lock = connections.connect(self._url, name="boards", autocommit=True)
+            try:
+                row = self._lock.execute(
+                    "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
+                    "  AND objid = %(key)s AND pid = pg_backend_pid() AND granted) THEN true"
+                    " ELSE pg_try_advisory_lock(%(key)s) END",
+                    {"key": BOARDS_LOCK},
+                ).fetchone()
+            except psycopg.Error:
+                self._lock.close()
+                raise
+        return bool(row and row[0])
+
+    def _compare(self) -> None:
+        for copy in self._copies:
+            differing = copy.compare(most=COMPARED_ENTRIES)
+            metrics.PROJECTION_DRIFT_ENTRIES.labels(copy.period).set(differing)
+            if differing:
+                _log.error("copy_differs", period=copy.period, entries=differing)
+                metrics.FOLLOWER_BUILDS.labels(copy.name, "drift").inc()
+                copy.discard()
+                copy.step()
+
+    def close(self) -> None:
+        for copy in self._copies:
+            copy.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+class Listening(threading.Thread):
+    """Wakes the followers when any process commits a revision."""
+
+    def __init__(self, postgres_url: str, followers: Sequence[Following]) -> None:
+        super().__init__(name="listen", daemon=True)
+        self._url, self._followers = postgres_url, followers
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                with connections.connect(
+                    self._url, name="listen", autocommit=True, timeout_ms=0
+                ) as connection:
+                    connection.execute(f"LISTEN {CHANNEL}")
+                    self._wake()
+                    while not self._ended.is_set():
+                        for _ in connection.notifies(timeout=0.5, stop_after=1):
+                            self._wake()
+            except (Unavailable, psycopg.Error):
+                # The followers' timer carries on meanwhile.
+                self._ended.wait(1.0)
+
+    def _wake(self) -> None:
+        for follower in self._followers:
+            follower.wake()
+
+
+def end_all(threads: Sequence[Any], *, within_s: float) -> None:
+    """Ask these threads to end, and wait for them."""
+    for thread in threads:
+        thread.end()
+    deadline_s = time.monotonic() + within_s
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))

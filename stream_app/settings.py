@@ -1,0 +1,47 @@
+"""What the stream needs to know, read once from the environment and `trueboard.toml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One worker's settings."""
+
+    postgres_url: str
+    redis_url: str
+
+    kafka: str
+    """Bootstrap servers, `host:port[,…]`."""
+
+    kafka_kind: str = "external"
+    """`jvm`, `external` or `memory`."""
+
+    metrics_port: int = 0
+    """Loopback port of metrics and health; 0 chooses a free one."""
+
+    consumer_group: str = "trueboard-stream"
+
+    session_timeout_s: float = 10.0
+    """A worker silent for so long has lost its partitions."""
+
+    reconcile_interval_s: float = 10.0
+    """How often the Redis boards are compared with the ledger."""
+
+    max_late_s: float = 86_400.0
+    """How long before it was received an action that is no backfill may have occurred."""
+
+    max_early_s: float = 60.0
+
+    people_at_hand: int = 250_000
+    """Players kept in memory; some 700 bytes each."""
+
+    batch_actions: int = 2_000
+    """Most actions in one transaction and revision."""
+
+    dead_letters_in_a_row: int = 1_000
+    """Unreadable records in a row after which a partition stops: then it is not the records."""
+
+    stuck_s: float = 60.0
+    """A worker with lag that finishes nothing for so long exits."""
