@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
+import psycopg
 
 from core.errors import TrueboardError
 from core.topics import ALL as ALL_TOPICS
@@ -333,7 +334,11 @@ class Stack:
         self._step("keys", lambda: self._set_up.keys(self._data / "keys"))
 
     def _step(self, name: str, action: Callable[[], None]) -> None:
-        action()
+        try:
+            action()
+        except psycopg.Error as error:
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CannotStart(f"{name} could not be brought up to date: {problem}") from error
         self._say(f"{name} up to date")
         if self._supervisor.asked_to_stop:
             raise Stopping
@@ -491,13 +496,14 @@ def _reachable(host: str) -> str:
 
 
 def _look_at_postgres(url: str) -> None:
-    import psycopg
-
     try:
-        psycopg.connect(url, connect_timeout=5).close()
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            allowed = connection.execute("SELECT has_schema_privilege('public', 'CREATE')").fetchone()
     except psycopg.Error as error:
         problem = str(error).strip().splitlines()[0]
         raise CannotStart(f"Postgres does not answer at {mask('postgres', url)}: {problem}") from error
+    if allowed != (True,):
+        raise CannotStart(f"the user of {mask('postgres', url)} may not make tables in its schema public")
 
 
 def _look_at_redis(url: str) -> None:

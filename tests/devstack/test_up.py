@@ -305,6 +305,40 @@ def test_what_a_person_has_set_wins_over_what_up_would_choose(tmp_path: Path):
     assert env["TRUEBOARD_OTHER"] == "x"
 
 
+def test_a_catalogue_given_once_holds_for_the_data_and_is_not_changed_under_its_version(tmp_path: Path):
+    data, catalogue = tmp_path / "data", tmp_path / "mine.toml"
+    catalogue.write_text('version = "mine-1"\n[types.step]\npoints = 3\n')
+    options = ("--kafka=memory", *ANY_PORTS)
+    with running_up(data, *options, f"--catalogue={catalogue}") as started:
+        first = catalogues(started)
+    with running_up(data, *options) as started:
+        second = catalogues(started)
+    catalogue.write_text('version = "mine-1"\n[types.step]\npoints = 4\n')
+    said = fails(data, *options, f"--catalogue={catalogue}")
+
+    assert first == second == ["mine-1"]
+    assert "mine-1" in said.splitlines()[-1]
+
+
+def catalogues(started: Up) -> list[str]:
+    with psycopg.connect(started.endpoints.postgres) as connection:
+        return [
+            version for (version,) in connection.execute("SELECT version FROM catalogues ORDER BY revision")
+        ]
+
+
+def test_a_postgres_that_lets_nobody_make_tables_is_a_sentence(tmp_path: Path, stack_with_stand_ins: Up):
+    owner = stack_with_stand_ins.endpoints.postgres
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE narrow")
+        connection.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    url = f"postgresql://guest:guest@{owner.split('@')[1].replace('/trueboard', '/narrow')}"
+    said = fails(tmp_path / "data", "--kafka=memory", *ANY_PORTS, f"--postgres={url}")
+
+    assert "guest:***@" in said
+    assert "may not make tables in its schema public" in said
+
+
 def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(up.shutil, "disk_usage", lambda _: up.shutil._ntuple_diskusage(10, 9, 1))
     code = up.run(up.Options(data=tmp_path))

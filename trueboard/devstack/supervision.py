@@ -86,6 +86,8 @@ class Supervisor:
         self._pipe = (read, write)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in _ASKS_TO_STOP:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started with nohup: the end of the terminal is not the end of this
             self._earlier[number] = signal.signal(number, self._ask)
         self._earlier[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         return self
