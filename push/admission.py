@@ -12,6 +12,7 @@ to pages of the host the socket is opened on, whatever the port.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -68,10 +69,20 @@ class Admitted:
     expires_at_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AddressLimits:
+    """What one address may do: sockets open at once, handshakes and refused handshakes per second."""
+
+    sockets: int = 50
+    rate_per_s: float = 300.0
+    refused_rate_per_s: float = 20.0
+
+
 class Admission:
     """Decides, and counts the open sockets of each address.
 
-    Every `Admitted` must be given back by `release`, once.
+    Every `Admitted` must be given back by `release`, once. `per_loopback_address` is None where
+    loopback addresses are like any other.
     """
 
     def __init__(
@@ -81,14 +92,13 @@ class Admission:
         take_ticket: TakeTicket,
         limits: Limits,
         origins: Iterable[str] = (),
-        max_sockets_per_address: int = 50,
-        address_rate_per_s: float = 300.0,
-        refused_rate_per_s: float = 20.0,
+        per_address: AddressLimits = AddressLimits(),
+        per_loopback_address: AddressLimits | None = None,
     ) -> None:
         self._verify, self._take_ticket, self._limits = verify, take_ticket, limits
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
-        self._max_sockets = max_sockets_per_address
-        self._address_rate_per_s, self._refused_rate_per_s = address_rate_per_s, refused_rate_per_s
+        self._per_address = per_address
+        self._per_loopback_address = per_loopback_address or per_address
         self._open: dict[str, int] = {}
 
     @property
@@ -104,11 +114,12 @@ class Admission:
             Unavailable: tokens or tickets cannot be checked now.
         """
         key = address_key(knock.address)
-        refusals = Rule("refused", key, self._refused_rate_per_s, _burst(self._refused_rate_per_s))
-        self._within(Rule("address", key, self._address_rate_per_s, _burst(self._address_rate_per_s)), cost=1)
+        allowed = self._per_loopback_address if _is_loopback(knock.address) else self._per_address
+        refusals = _rule("refused", key, allowed.refused_rate_per_s)
+        self._within(_rule("address", key, allowed.rate_per_s), cost=1)
         self._within(refusals, cost=0)
         held = self._open.get(key, 0)
-        if held >= self._max_sockets:
+        if held >= allowed.sockets:
             raise Refused(
                 "rate_limited",
                 f"This address has {held} sockets open; more are not allowed.",
@@ -180,9 +191,16 @@ class Admission:
             del self._open[key]
 
 
-def _burst(rate_per_s: float) -> int:
+def _rule(name: str, key: str, rate_per_s: float) -> Rule:
     """Two seconds' worth at once: a page that reconnects everything is no attack."""
-    return max(1, round(rate_per_s * 2))
+    return Rule(name, key, rate_per_s, max(1, round(rate_per_s * 2)))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _same_host(origin: str, host: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from core import feed
-from core.errors import Unavailable
+from core.errors import Refused, Unavailable
 from core.feed import Entry, View
 from core.times import format_us
 from push.hub import BOARD_REBUILDING, Hub
@@ -96,7 +96,7 @@ class Comparison:
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 page = await self._standings.page(self._period, limit=feed.TOP)
-        except (Unavailable, TimeoutError) as error:
+        except (Refused, Unavailable, TimeoutError) as error:
             self._failed(error)
             return
         self._answered()
@@ -114,8 +114,9 @@ class Comparison:
                 _log.warning("publications_behind", period=self._period, revision=page.revision)
         self.loaded.set()
 
-    def _failed(self, error: Unavailable | TimeoutError) -> None:
-        code = error.code if isinstance(error, Unavailable) else "timeout"
+    def _failed(self, error: Refused | Unavailable | TimeoutError) -> None:
+        # Refused: before the ledger is set up there is no such period yet.
+        code = "timeout" if isinstance(error, TimeoutError) else error.code
         if code != self._failing:
             was_rebuilding = self._failing == BOARD_REBUILDING
             self._failing = code

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from core.feed import Publication, View
 from core.words import MAIN_PERIOD
-from push.admission import Admission, TakeTicket, Verify
+from push.admission import AddressLimits, Admission, TakeTicket, Verify
 from push.comparison import Comparison, StandingsReader
 from push.hub import Hub
 from push.publications import Publications
@@ -28,6 +28,10 @@ SWEEP_S: Final = 0.5
 
 FIRST_RECORDS_S: Final = 3.0
 """How long a start waits for what the topic last said, before it goes by the standings alone."""
+
+FETCH_WAIT_MS: Final = 500
+MEMORY_FETCH_WAIT_MS: Final = 10
+"""The in-memory broker holds an empty answer for all of the time it may."""
 
 UNWELL_AFTER_S: Final = 10.0
 """A loop that has not moved for so long is not alive."""
@@ -64,7 +68,7 @@ class LoopTimer:
 
 
 class Feed:
-    """The running service. `port` is the one it listens on, once `run` has begun."""
+    """The running service, on a socket that is bound already."""
 
     def __init__(self, settings: Settings, sources: Sources, listener: socket.socket) -> None:
         self._listener = listener
@@ -82,15 +86,25 @@ class Feed:
             take_ticket=sources.take_ticket,
             limits=sources.limits,
             origins=settings.origins,
-            max_sockets_per_address=settings.max_sockets_per_address,
-            address_rate_per_s=settings.address_rate_per_s,
-            refused_rate_per_s=settings.refused_rate_per_s,
+            per_address=AddressLimits(
+                sockets=settings.max_sockets_per_address,
+                rate_per_s=settings.address_rate_per_s,
+                refused_rate_per_s=settings.refused_rate_per_s,
+            ),
+            per_loopback_address=AddressLimits(
+                sockets=settings.loopback_max_sockets or settings.max_sockets_per_address,
+                rate_per_s=settings.loopback_address_rate or settings.address_rate_per_s,
+                refused_rate_per_s=settings.loopback_address_rate or settings.refused_rate_per_s,
+            ),
         )
         self.comparison = Comparison(
             self.hub, sources.standings, MAIN_PERIOD, interval_s=settings.compare_interval_s
         )
         self.publications = Publications(
-            settings.kafka, wanted=self.hub.channels.__contains__, deliver=self._deliver
+            settings.kafka,
+            wanted=self.hub.channels.__contains__,
+            deliver=self._deliver,
+            fetch_wait_ms=MEMORY_FETCH_WAIT_MS if settings.kafka_kind == "memory" else FETCH_WAIT_MS,
         )
         self._server: Server = server_for(
             feed_app(Sockets(self.hub, self.admission)),
@@ -126,11 +140,11 @@ class Feed:
         return {"ok": still_s < UNWELL_AFTER_S, "loop_still_s": round(still_s, 3)}
 
     def ready(self) -> tuple[bool, Mapping[str, Any]]:
-        """Ready: the first board is loaded and Kafka's partitions are assigned."""
+        """Ready: the first board is loaded, Kafka's partitions are assigned, and no stop was asked for."""
         loaded, assigned = self.comparison.loaded.is_set(), self.publications.assigned
         epoch, revision = self.hub.channels[MAIN_PERIOD].sequence.position
         shown = {"board_loaded": loaded, "kafka_assigned": assigned, "epoch": epoch, "revision": revision}
-        return loaded and assigned, shown
+        return loaded and assigned and not self._server.should_exit, shown
 
     def _deliver(self, publications: Sequence[Publication]) -> None:
         for publication in publications:

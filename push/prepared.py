@@ -29,8 +29,9 @@ SEND_BUFFER_BYTES: Final = 64 * 1024
 """What the kernel may hold for one socket (Linux grants twice this). Left to itself it took
 4 MB for a reader that does not read, all of it boards that are long out of date."""
 
-CLOSE_GRACE_S: Final = 2.0
-"""How long the other side may take to answer a close frame before the connection is cut."""
+CLOSE_GRACE_S: Final = 10.0
+"""How long the other side may take to read and answer a close frame before the connection is cut.
+A reader that stalled and comes back within it learns why it was closed."""
 
 SHUTDOWN_GRACE_S: Final = 1.0
 

@@ -15,12 +15,12 @@ from core.errors import Refused, Unavailable
 MEDIA_TYPE = "application/problem+json"
 
 _TITLES = {
-    "forbidden": "This is not allowed",
-    "invalid_token": "A valid token or ticket is needed",
-    "not_found": "There is nothing here",
+    "invalid_token": "The access token is missing or not good",
+    "forbidden": "The token does not allow this",
+    "not_found": "There is no such thing here",
     "rate_limited": "Too many requests",
-    "board_rebuilding": "The board is not ready yet",
-    "queue_unavailable": "Not available now",
+    "queue_unavailable": "This cannot be checked now",
+    "board_rebuilding": "The standings cannot be read now",
 }
 
 

@@ -25,6 +25,7 @@ _BATCH: Final = 200
 _POLL_S: Final = 0.2
 _ASK_TIMEOUT_S: Final = 5.0
 _RETRY_S: Final = 1.0
+STOP_TIMEOUT_S: Final = 1.0
 _BATCHES_AHEAD: Final = 4
 """How many batches may wait for the event loop; then the thread waits, and Kafka keeps the rest."""
 
@@ -35,7 +36,8 @@ class Publications:
     """Reads in a thread of its own and hands batches to the event loop, in order.
 
     `wanted` says of a record's key (the period id) whether anybody could watch it; other
-    records are not even decoded. `deliver` is called on the loop.
+    records are not even decoded. `deliver` is called on the loop. `fetch_wait_ms` is how long a
+    broker may keep an empty answer back; a real one answers as soon as there is a record.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Publications:
         *,
         wanted: Callable[[str], bool],
         deliver: Callable[[Sequence[Publication]], None],
+        fetch_wait_ms: int = 500,
         topic: str = BOARD_CHANGED.name,
     ) -> None:
         self._bootstrap, self._topic = bootstrap, topic
+        self._fetch_wait_ms = fetch_wait_ms
         self._wanted, self._deliver = wanted, deliver
         self._stopping = threading.Event()
         self._slots = threading.Semaphore(_BATCHES_AHEAD)
@@ -63,12 +67,23 @@ class Publications:
     async def run(self) -> None:
         """Read until cancelled. Raises what the thread raises: that is a defect."""
         loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(None, self._read, loop)
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            failure: BaseException | None = None
+            try:
+                self._read(loop)
+            except BaseException as error:
+                failure = error
+            self._call(loop, lambda: _settle(ended, failure))
+
+        # A daemon: a question that Kafka does not answer must not hold up the end of the process.
+        threading.Thread(target=read, name="publications", daemon=True).start()
         try:
-            await asyncio.shield(reading)
+            await asyncio.shield(ended)
         finally:
             self._stopping.set()
-            await asyncio.wait([reading], timeout=2.0)
+            await asyncio.wait([ended], timeout=STOP_TIMEOUT_S)
 
     # On the thread
 
@@ -83,6 +98,7 @@ class Publications:
                     "enable.auto.offset.store": False,
                     # A log that was cut or made anew is taken up at its end; the comparison fills in.
                     "auto.offset.reset": "latest",
+                    "fetch.wait.max.ms": self._fetch_wait_ms,
                     "fetch.message.max.bytes": MAX_RECORD_BYTES,
                     "queued.max.messages.kbytes": 2 * MAX_RECORD_BYTES // 1024,
                     "reconnect.backoff.max.ms": 1000,
@@ -190,6 +206,15 @@ class Publications:
         if self._failing is not None:
             self._failing = None
             _log.info("kafka_available")
+
+
+def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:
+    if ended.done():
+        return
+    if failure is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(failure)
 
 
 class _Fatal(Exception):

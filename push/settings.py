@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from service import keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,20 +13,23 @@ class Settings:
     kafka: str
     """Bootstrap servers, `host:port,…`."""
 
+    kafka_kind: Literal["jvm", "memory", "external"] = "external"
+    """What answers there; the in-memory broker answers a waiting reader only when its wait is over."""
+
     redis_url: str
     postgres_url: str
 
     jwks: str
     """Path or URL of the public keys that tokens are checked with."""
 
-    issuer: str
-    audience: str
+    issuer: str = "trueboard"
+    audience: str = "trueboard"
     token_algorithms: tuple[str, ...] = ("ES256", "EdDSA")
-    token_max_life_s: int = 900
+    token_max_life_s: int = keys.LONGEST_LIFE_S
 
     host: str = "127.0.0.1"
-    feed_port: int = 8002
-    metrics_port: int = 9002
+    feed_port: int = 8001
+    metrics_port: int = 9003
     """Loopback port of `/metrics` and `/health/*`."""
 
     origins: tuple[str, ...] = ()
@@ -40,6 +46,12 @@ class Settings:
     refused_rate_per_s: float = 20.0
     """Refused handshakes per second and address, before all of its handshakes are refused."""
 
+    loopback_address_rate: float | None = None
+    """In the place of the two rates above, for loopback addresses."""
+
+    loopback_max_sockets: int | None = None
+    """In the place of `max_sockets_per_address`, for loopback addresses."""
+
     frame_gap_ms: float = 100.0
     """Least time between two frames to one reader."""
 
@@ -55,5 +67,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.frame_gap_ms <= 0 or self.compare_interval_s <= 0 or self.ping_interval_s <= 0:
             raise ValueError("intervals must be greater than 0")
-        if self.max_sockets_per_address < 1 or self.address_rate_per_s <= 0 or self.refused_rate_per_s <= 0:
+        limits = (
+            self.max_sockets_per_address,
+            self.address_rate_per_s,
+            self.refused_rate_per_s,
+            self.loopback_address_rate,
+            self.loopback_max_sockets,
+        )
+        if any(limit is not None and limit <= 0 for limit in limits):
             raise ValueError("limits per address must be greater than 0")

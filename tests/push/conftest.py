@@ -1,0 +1,137 @@
+"""A running feed with a broker in memory, standings the test writes, and sockets to read it with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import uvloop
+from confluent_kafka import Producer
+from redis.asyncio import Redis
+
+from core import feed, scopes
+from core.errors import Refused, Unavailable
+from core.feed import Publication
+from core.topics import BOARD_CHANGED
+from push.feed import Feed, Sources, listen
+from push.settings import Settings
+from service.tokens import Claims, InvalidToken
+from storage.redis.limits import Limits
+from tests.push.views import Page, page
+from trueboard.devstack.kafka.memory import MockCluster
+
+GOOD_TICKET = "t" * 43
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the feed runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@dataclass
+class Standings:
+    """What the feed compares with; `error` is raised instead of an answer."""
+
+    page_now: Page
+    error: Refused | Unavailable | None = None
+
+    async def page(self, period: str, *, limit: int) -> Page:
+        if self.error is not None:
+            raise self.error
+        return self.page_now
+
+
+@dataclass
+class Running:
+    """A feed under test. Tokens are `<user>` or `<user>;<scope>;<life in s>`; `-` is not good."""
+
+    feed: Feed
+    standings: Standings
+    cluster: MockCluster
+    producer: Producer
+    tickets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.feed.port}"
+
+    async def publish(self, *publications: Publication) -> None:
+        """Bring publications by Kafka alone; returns once the broker has them."""
+        for publication in publications:
+            self.producer.produce(
+                BOARD_CHANGED.name, feed.encode(publication), key=publication.period.encode()
+            )
+        assert await asyncio.to_thread(self.producer.flush, 5) == 0
+
+    async def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < deadline_s, "it did not come to hold"
+            await asyncio.sleep(0.01)
+
+
+async def _verify(token: str) -> Claims:
+    user_id, _, rest = token.partition(";")
+    scope, _, life_s = rest.partition(";")
+    if user_id == "-":
+        raise InvalidToken("signature")
+    granted = frozenset({scope or scopes.BOARDS_READ})
+    return Claims(user_id, None, granted, int(time.time() + float(life_s or 60)), "id")
+
+
+RunFeed = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def run_feed(memory_kafka: MockCluster) -> RunFeed:
+    """Runs a feed with these settings, ready unless `wait_ready` says otherwise."""
+
+    @asynccontextmanager
+    async def run(
+        *,
+        error: Refused | Unavailable | None = None,
+        wait_ready: bool = True,
+        before: Callable[[Running], Awaitable[None]] | None = None,
+        **changed: Any,
+    ) -> AsyncIterator[Running]:
+        memory_kafka.make_topic(BOARD_CHANGED.name, 3)
+        settings = replace(
+            Settings(
+                kafka=memory_kafka.bootstrap,
+                kafka_kind="memory",
+                redis_url="",
+                postgres_url="",
+                jwks="",
+            ),
+            **changed,
+        )
+        standings = Standings(page(1), error)
+        tickets: dict[str, dict[str, Any]] = {}
+
+        async def take_ticket(ticket: str) -> Mapping[str, Any] | None:
+            return tickets.pop(ticket, None)
+
+        listener = listen("127.0.0.1", 0)
+        sources = Sources(
+            standings=standings, verify=_verify, take_ticket=take_ticket, limits=Limits(Redis())
+        )
+        producer = Producer({"bootstrap.servers": memory_kafka.bootstrap, "linger.ms": 0})
+        running = Running(Feed(settings, sources, listener), standings, memory_kafka, producer, tickets)
+        if before is not None:
+            await before(running)
+        serving = asyncio.create_task(running.feed.run())
+        try:
+            if wait_ready:
+                await running.until(lambda: running.feed.ready()[0])
+            yield running
+        finally:
+            running.feed.stop()
+            await asyncio.wait_for(serving, 5)
+            listener.close()
+
+    return run
