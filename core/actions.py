@@ -7,6 +7,7 @@ disagree about a field. Instants are kept as µs and written as RFC 3339.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
 import msgspec
@@ -16,6 +17,8 @@ from core.errors import Unreadable
 from core.times import format_us, parse_us
 
 MAX_RECORD_BYTES: Final = 16 * 1024
+
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class SubmittedRecord(msgspec.Struct, omit_defaults=True):
@@ -67,6 +70,10 @@ def decode(value: bytes | None) -> SubmittedRecord:
         raise Unreadable("json", str(error)) from error
 
 
+def is_fingerprint(text: str) -> bool:
+    return _FINGERPRINT.fullmatch(text) is not None
+
+
 def check_words(record: SubmittedRecord) -> None:
     """Refuse ids, names and numbers that may not stand on the wire.
 
@@ -83,7 +90,7 @@ def check_words(record: SubmittedRecord) -> None:
         raise Unreadable("shape", "username has control characters or is too long")
     if record.points is not None and not -words.SCORE_MAX <= record.points <= words.SCORE_MAX:
         raise Unreadable("shape", "points are beyond 64 bits")
-    if len(record.fingerprint) != 32 or not record.fingerprint.isalnum() or not record.fingerprint.isascii():
+    if not is_fingerprint(record.fingerprint):
         raise Unreadable("shape", "fingerprint is not 32 hex digits")
 
 

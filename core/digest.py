@@ -78,7 +78,7 @@ def row_leaf(
     """The leaf of one ledger row. Ids and words hold no character that JSON escapes."""
     return (
         f'["row","{pid}","{action_id}",{seq},"{kind}","{type_}","{verdict}",{points},'
-        f'{occurred_us},{received_us},{_quoted(catalogue_version)}]'
+        f"{occurred_us},{received_us},{_quoted(catalogue_version)}]"
     ).encode()
 
 

@@ -64,10 +64,14 @@ def clean_username(text: str) -> str | None:
 def all_words(user_ids: list[str], action_ids: list[str], types: list[str]) -> bool:
     """Whether every id and type of a batch is well formed, in three matches instead of 3 n."""
     return (
-        _USER_IDS.fullmatch("\n".join(user_ids) + "\n") is not None
-        and _ACTION_IDS.fullmatch("\n".join(action_ids) + "\n") is not None
-        and _TYPES.fullmatch("\n".join(types) + "\n") is not None
+        _all_match(_USER_IDS, user_ids) and _all_match(_ACTION_IDS, action_ids) and _all_match(_TYPES, types)
     )
+
+
+def _all_match(pattern: re.Pattern[str], texts: list[str]) -> bool:
+    joined = "\n".join(texts) + "\n" if texts else ""
+    # A newline within a text would make two well-formed ones of it.
+    return pattern.fullmatch(joined) is not None and joined.count("\n") == len(texts)
 
 
 def period_id(board: str, window: str) -> str:

@@ -90,7 +90,7 @@ def _all_words(incoming: Iterable[Incoming]) -> bool:
             return False
         if record.points is not None and not -words.SCORE_MAX <= record.points <= words.SCORE_MAX:
             return False
-        if len(record.fingerprint) != 32 or not record.fingerprint.isalnum():
+        if not actions.is_fingerprint(record.fingerprint):
             return False
     return words.all_words(user_ids, action_ids, types)
 

@@ -8,14 +8,24 @@ of which is dropped when the younger is full, so what was used lately stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from core.rates import Recent, Rules
+from core.rates import FOREVER_US, Recent, Rules
 from storage.postgres.ledger import OpenBatch, PlayerRow
 from stream_app.judging import Incoming, Person
 
 PRUNE_ROWS: Final = 16
 """A player with fewer recent actions than this is not worth pruning."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What must be known of one person: everything within these instants, both included."""
+
+    person: Person
+    since_us: int
+    until_us: int
 
 
 class People:
@@ -84,7 +94,7 @@ class People:
 
         `fresh` are players interned in this transaction: nobody has judged anything of theirs.
         """
-        wanted: dict[int, tuple[Person, int, int]] = {}
+        wanted: dict[int, _Wanted] = {}
         for index, item in enumerate(incoming):
             person = people[index]
             run = runs[item.partition]
@@ -100,31 +110,43 @@ class People:
                 received_us=item.received_us,
                 backfill=item.record.backfill,
             )
-            if needed is None:
-                if person.recent is None and person.player not in wanted:
-                    wanted[person.player] = (person, item.received_us, item.received_us)
-                continue
-            since_us, until_us = needed
             known = wanted.get(person.player)
-            if known is not None:
-                wanted[person.player] = (person, min(known[1], since_us), max(known[2], item.received_us))
-            elif person.recent is None or not person.recent.covers(since_us, until_us):
-                wanted[person.player] = (person, since_us, item.received_us)
+            if needed is None:
+                if person.recent is None and known is None:
+                    # No rule looks at it now; one may at the next action of this player.
+                    wanted[person.player] = _Wanted(person, item.received_us, item.received_us)
+            elif known is not None:
+                known.since_us = min(known.since_us, needed[0])
+                known.until_us = max(known.until_us, needed[1])
+            elif person.recent is None or not person.recent.covers(*needed):
+                wanted[person.player] = _Wanted(person, *needed)
         if wanted:
-            self._read(batch, rules, wanted)
+            latest_us = max(item.received_us for item in incoming)
+            self._read(batch, rules, wanted, latest_us - rules.horizon_us)
 
-    def _read(self, batch: OpenBatch, rules: Rules, wanted: dict[int, tuple[Person, int, int]]) -> None:
+    def _read(self, batch: OpenBatch, rules: Rules, wanted: dict[int, _Wanted], present_us: int) -> None:
+        """Read what is wanted; for actions of the present everything from there on, to be kept.
+
+        For a backfill that looks back beyond that only as far as it looks, which the next action of
+        the present will not be content with.
+        """
         players = sorted(wanted)
-        since_us = [min(wanted[player][1], wanted[player][2] - rules.horizon_us) for player in players]
+        since_us, until_us = [], []
+        for player in players:
+            one = wanted[player]
+            of_the_present = one.since_us >= present_us - self._slack_us
+            since_us.append(min(one.since_us, present_us) if of_the_present else one.since_us)
+            until_us.append(FOREVER_US if of_the_present else one.until_us)
         recents = {
-            player: Recent(complete_since_us=since) for player, since in zip(players, since_us, strict=True)
+            player: Recent(since, until)
+            for player, since, until in zip(players, since_us, until_us, strict=True)
         }
         for player, occurred_us, received_us, backfill, type_, points, accepted in batch.recent(
-            players, since_us, self._slack_us
+            players, since_us, until_us, self._slack_us
         ):
             recents[player].add(occurred_us, received_us, backfill, rules.code(type_), points, accepted)
         for player in players:
-            wanted[player][0].recent = recents[player]
+            wanted[player].person.recent = recents[player]
 
     def prune(self, people: Sequence[Person], rules: Rules, received_us: int) -> None:
         """Drop what no action received from now on will be judged by, backfills apart."""

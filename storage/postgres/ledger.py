@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import psycopg
 
-from core import digest
+from core import digest, times
 from core.errors import TrueboardError, Unavailable
 from storage.postgres import arrays, connections
 from storage.postgres.arrays import InstantArray, Int8Array
@@ -323,26 +323,30 @@ class OpenBatch:
         return {row[0] for row in self._cursor.fetchall()}
 
     def recent(
-        self, players: Sequence[int], since_us: Sequence[int], slack_us: int
+        self, players: Sequence[int], since_us: Sequence[int], until_us: Sequence[int], slack_us: int
     ) -> list[tuple[int, int, int, bool, str, int, bool]]:
-        """The judged actions that occurred or were received at or after each player's instant.
+        """The judged actions that occurred or were received within each player's instants.
 
         Rows are (player, occurred µs, received µs, backfill, type, points, accepted), by player
-        and then as they occurred. `slack_us` is how long before it was received an action that
-        is no backfill may have occurred, so the index on (player, occurred) finds them all.
+        and then as they occurred. `slack_us` is how long before or after it was received an action
+        that is no backfill may have occurred, so the index on (player, occurred) finds them all.
         """
         self._cursor.execute(
             "SELECT w.player, l.occurred_at, l.received_at, l.backfill, l.type, l.points,"
             "  l.verdict = 'accepted'"
-            " FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[]) w(player, since, lowest)"
+            " FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[],"
+            "  %s::timestamptz[]) w(player, since, until, lowest, highest)"
             " CROSS JOIN LATERAL (SELECT * FROM ledger WHERE player = w.player"
-            "  AND occurred_at >= w.lowest AND seq = 0"
-            "  AND (occurred_at >= w.since OR (received_at >= w.since AND NOT backfill))"
+            "  AND occurred_at >= w.lowest AND occurred_at <= w.highest AND seq = 0"
+            "  AND (occurred_at BETWEEN w.since AND w.until"
+            "   OR (received_at BETWEEN w.since AND w.until AND NOT backfill))"
             "  ORDER BY occurred_at) l",
             (
                 arrays.int8s(players),
-                arrays.instants(since_us),
-                arrays.instants([since - slack_us for since in since_us]),
+                arrays.instants([_writable(since) for since in since_us]),
+                arrays.instants([_writable(until) for until in until_us]),
+                arrays.instants([_writable(since - slack_us) for since in since_us]),
+                arrays.instants([_writable(until + slack_us) for until in until_us]),
             ),
         )
         return self._cursor.fetchall()
@@ -518,6 +522,11 @@ class OpenBatch:
         if row is None or row[0] is None:
             return empty_delta(period)
         return DeltaColumns(period, *row)
+
+
+def _writable(instant_us: int) -> int:
+    """The nearest instant that an action may bear."""
+    return max(times.LOWEST_US, min(times.HIGHEST_US, instant_us))
 
 
 def judged_rows(

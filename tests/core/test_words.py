@@ -43,10 +43,7 @@ def test_a_batch_is_well_formed_when_each_of_its_words_is(user_ids, action_ids, 
 @pytest.mark.parametrize(
     "broken",
     [
-        pytest.param(
-            "a\nb",
-            marks=pytest.mark.xfail(strict=True, reason="all_words takes an id over two lines for two ids"),
-        ),
+        "a\nb",
         "a\n",
         "\na",
         "\n",
