@@ -18,7 +18,7 @@ from websockets.typing import Origin, Subprotocol
 
 from core.errors import Refused, Unavailable
 from core.words import MAIN_PERIOD
-from tests.push.conftest import GOOD_TICKET, RunFeed, Running
+from tests.push.conftest import GOOD_TICKET, RunFeed, Running, raw_reader
 from tests.push.views import EPOCH, page, publication
 
 PATHS = ("/ws/scores", "/ws/scoreboard", "/ws/leaderboard")
@@ -161,7 +161,7 @@ async def test_two_frames_to_one_reader_are_a_tenth_of_a_second_apart(run_feed: 
 async def test_one_stalled_reader_of_fifty_costs_the_others_nothing(run_feed: RunFeed) -> None:
     rounds, padding = 40, "x" * 12_000
     async with run_feed(frame_gap_ms=5, max_sockets_per_address=60, stall_limit_s=1.0) as running:
-        stalled = await _raw_reader(running.feed.port, "/ws/leaderboard", "stalled")
+        stalled = await raw_reader(running.feed.port, "/ws/leaderboard", "stalled")
         readers = [
             await connect(running.url + "/ws/leaderboard", additional_headers=_bearer("ada"))
             for _ in range(49)
@@ -193,22 +193,6 @@ async def _shown(reader: ClientConnection, revision: int) -> None:
 
 def _readers(running: Running) -> Any:
     return running.feed.hub.channels[MAIN_PERIOD].readers
-
-
-async def _raw_reader(port: int, path: str, token: str) -> socket.socket:
-    """A socket that has shaken hands and reads nothing from then on; its own buffer is small."""
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-    raw.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(raw, ("127.0.0.1", port))
-    head = (
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n"
-    )
-    await loop.sock_sendall(raw, head.encode())
-    return raw
 
 
 async def _close_code_of(raw: socket.socket) -> int:
@@ -421,7 +405,7 @@ async def test_a_message_too_large_closes_and_compression_is_not_offered(run_fee
 async def test_a_stop_closes_every_socket_for_a_restart(run_feed: RunFeed) -> None:
     async with run_feed() as running:
         readers = [await connect(running.url + "/ws/scores") for _ in range(5)]
-        stalled = await _raw_reader(running.feed.port, "/ws/leaderboard", "stalled")
+        stalled = await raw_reader(running.feed.port, "/ws/leaderboard", "stalled")
         for reader in readers:
             await _next(reader)
         began_s = time.monotonic()
