@@ -1,0 +1,300 @@
+"""The one place that joins the parts of the ingest service, opens what they need, and closes it.
+
+Stopping is the list backwards: take no more, finish what is in hand, flush, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from litestar import Litestar, Response, asgi
+from litestar.exceptions import HTTPException
+from litestar.types import Receive, Scope, Send
+
+from core.errors import Unavailable
+from core.times import US
+from ingest import openapi, problems, server
+from ingest.attempts import Attempts
+from ingest.backlog import Backlog
+from ingest.boards import Boards
+from ingest.definitions import Definitions
+from ingest.door import Asgi, Door, Route
+from ingest.limiting import Forwarded, Gate, Rates
+from ingest.ports import Delivery, Limits, Markers, Receipts, Replies, Standings, Tickets, Verifier
+from ingest.routes.boards import BoardRoutes, PastPage
+from ingest.routes.contracts import ContractRoutes
+from ingest.routes.documents import DocumentRoutes
+from ingest.routes.own import OwnRoutes
+from ingest.settings import Settings
+from ingest.submission import Tolerance
+from ingest.submitting import Submitting
+from ingest.taking import Catalogues, Taking
+from service import logs, tracing
+from service.health import HealthServer
+from service.tokens import TokenVerifier
+from storage.kafka.delivery import Delivery as KafkaDelivery
+from storage.postgres import definitions as stored_definitions
+from storage.postgres import reading
+from storage.postgres.receipts import Receipts as LedgerReceipts
+from storage.redis import limits as redis_limits
+from storage.redis import tickets as redis_tickets
+from storage.redis.line import Line
+from storage.redis.markers import Markers as RedisMarkers
+from storage.redis.replies import Replies as RedisReplies
+from storage.standings import Standings as StoredStandings
+
+_NOTE_EVERY_S = 0.25
+_NOTES_PER_PROGRESS = 4
+_KAFKA_RETRY_S = 1.0
+_FLUSH_WITHIN_S = 4.5
+
+_log = logs.get("ingest.app")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Everything outside the service that its routes use."""
+
+    verifier: Verifier
+    limits: Limits
+    markers: Markers
+    replies: Replies
+    delivery: Delivery
+    receipts: Receipts
+    standings: Standings
+    catalogues: Catalogues
+    tickets: Tickets
+    past_page: PastPage
+    public_boards: Callable[[], frozenset[str]]
+    jwks: Callable[[], Any]
+    backlog: Backlog
+    attempts: Attempts
+
+
+def routes_of(settings: Settings, world: World, **clocks: Any) -> list[Route]:
+    """Every route there is, over this world. `clocks` are those of `Taking`, for tests."""
+    gate = Gate(world.verifier, world.limits, Rates.of(settings))
+    boards = Boards(world.standings)
+    submitting = Submitting(
+        delivery=world.delivery,
+        markers=world.markers,
+        replies=world.replies,
+        found=world.receipts,
+        standings=world.standings,
+        backlog=world.backlog,
+    )
+    tolerance = Tolerance(settings.max_late_s * US, settings.max_early_s * US)
+    taking = Taking(gate, submitting, world.catalogues, tolerance, **clocks)
+    documents = DocumentRoutes(world.jwks, production=settings.production)
+    routes = [
+        *OwnRoutes(taking, world.markers, world.tickets, world.attempts).routes(),
+        *BoardRoutes(gate, boards, world.past_page, world.public_boards).routes(),
+        *ContractRoutes(taking, gate, boards).routes(),
+        *documents.routes(),
+    ]
+    documents.describe(openapi.describe(routes))
+    return routes
+
+
+def build(settings: Settings, world: World, **clocks: Any) -> Asgi:
+    """The ASGI application."""
+    door = Door(world.attempts, Forwarded(settings.trusted_proxies), hosts=settings.hosts)
+    routes = routes_of(settings, world, **clocks)
+    app = Litestar(
+        route_handlers=[_mount(route, door.serve(route)) for route in routes],
+        openapi_config=None,
+        exception_handlers={HTTPException: _routing_error},
+        logging_config=None,
+    )
+    return door.guard(app)
+
+
+def _mount(route: Route, served: Asgi) -> Any:
+    # Litestar routes, and leaves the rest of the request alone: its own handlers cost twice as much.
+    @asgi(route.path, copy_scope=False, name=route.path)
+    async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        await served(scope, receive, send)
+
+    return handler
+
+
+def _routing_error(request: Any, error: HTTPException) -> Response[bytes]:
+    """What the router itself refuses: a path that is none."""
+    status = error.status_code if error.status_code < 500 else 404
+    code = "not_found" if status == 404 else "invalid_request"
+    detail = "There is nothing at this path." if status == 404 else "The request is malformed."
+    trace = tracing.child(tracing.parse(request.headers.get("traceparent")))
+    return Response(
+        content=problems.encode(code, status, detail, trace.trace_id),
+        status_code=status,
+        media_type=problems.CONTENT_TYPE.decode(),
+        headers={"cache-control": "no-store", "x-content-type-options": "nosniff"},
+    )
+
+
+class Readiness:
+    """What the health port says; set by the loop, read by its threads."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delivery: Delivery, definitions: Definitions) -> None:
+        self.keys_known = False
+        self.serving = False
+        self.stopping = False
+        self._loop, self._delivery, self._definitions = loop, delivery, definitions
+        self._beat_s = loop.time()
+
+    def beat(self) -> None:
+        """The loop is moving."""
+        self._beat_s = self._loop.time()
+
+    def live(self) -> Mapping[str, Any]:
+        behind_s = self._loop.time() - self._beat_s
+        return {"ok": behind_s < 10.0, "loop_behind_s": round(behind_s, 2)}
+
+    def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        shown = {
+            "kafka": self._delivery.ready,
+            "keys": self.keys_known,
+            "catalogue": self._definitions.known,
+            "serving": self.serving and not self.stopping,
+        }
+        return all(shown.values()), shown
+
+
+async def serve(settings: Settings) -> None:
+    """Run until told to stop."""
+    async with AsyncExitStack() as stack:
+        loop = asyncio.get_running_loop()
+        instance = server.instance_id()
+        attempts = Attempts()
+        stack.callback(attempts.flush)
+        standings = await stack.enter_async_context(
+            StoredStandings.connect(settings.redis_url, settings.postgres_url, name="ingest")
+        )
+        pool = standings.pool
+        line = Line(settings.redis_url, name="trueboard-ingest")
+        await line.start()
+        stack.push_async_callback(line.stop)
+        replies = RedisReplies(settings.redis_url, instance)
+        await replies.start()
+        stack.push_async_callback(replies.stop)
+        delivery = KafkaDelivery(settings.kafka, client_id=f"trueboard-ingest-{instance}")
+        stack.push_async_callback(delivery.stop, _FLUSH_WITHIN_S)
+        verifier = TokenVerifier(
+            settings.jwks,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            algorithms=settings.token_algorithms,
+            max_life_s=settings.token_max_life_s,
+        )
+        definitions = Definitions(
+            lambda: reading.fence(pool),
+            lambda: stored_definitions.current_catalogue_async(pool),
+            lambda: reading.public_boards(pool),
+        )
+        backlog = Backlog(
+            delivery.acknowledged, late_after_s=settings.late_after_s, shed_after_s=settings.shed_after_s
+        )
+        readiness = Readiness(loop, delivery, definitions)
+        health = HealthServer(settings.metrics_port, live=readiness.live, ready=readiness.ready)
+        health.start()
+        stack.callback(health.stop)
+        app = build(
+            settings,
+            World(
+                verifier=verifier,
+                # The line speaks the two commands that limits use.
+                limits=redis_limits.Limits(line, replicas=settings.ingest_replicas),  # type: ignore[arg-type]
+                markers=RedisMarkers(line, ttl_s=settings.marker_ttl_s),
+                replies=replies,
+                delivery=delivery,
+                receipts=LedgerReceipts(pool),
+                standings=standings,
+                catalogues=definitions,
+                tickets=lambda claims: redis_tickets.issue(standings.redis, claims),
+                past_page=lambda *asked: reading.past_page(pool, *asked),
+                public_boards=definitions.public,
+                jwks=lambda: read_jwks(settings.jwks),
+                backlog=backlog,
+                attempts=attempts,
+            ),
+        )
+        for task in (
+            definitions.watch(),
+            _warm(delivery, verifier, readiness),
+            _watch_backlog(backlog, pool, readiness),
+        ):
+            await stack.enter_async_context(_running(task))
+        config = server.configure(app, settings.host, settings.http_port)
+        readiness.serving = True
+        await server.Server(config, on_stop=lambda: setattr(readiness, "stopping", True)).serve()
+
+
+@asynccontextmanager
+async def _running(work: Any) -> AsyncIterator[None]:
+    """A task for as long as this is open; if it fails, that is a defect and ends the process."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_end_if_failed)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _end_if_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("defect", task=task.get_name(), exc_info=error)
+        # Through the same door as a stop from outside, so that what is in hand is finished.
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _warm(delivery: KafkaDelivery, verifier: TokenVerifier, readiness: Readiness) -> None:
+    """Have keys and a producer before the first request needs them; keep at it until then."""
+    while True:
+        readiness.keys_known = await verifier.keys_known()
+        try:
+            if not delivery.ready:
+                await delivery.start()
+        except Unavailable:
+            _log.warning("kafka_unreachable")
+        if delivery.ready and readiness.keys_known:
+            return
+        await asyncio.sleep(_KAFKA_RETRY_S)
+
+
+async def _watch_backlog(backlog: Backlog, pool: Any, readiness: Readiness) -> None:
+    turn = 0
+    while True:
+        readiness.beat()
+        backlog.note()
+        if turn % _NOTES_PER_PROGRESS == 0:
+            try:
+                backlog.judged_up_to(await reading.progress(pool))
+            except Unavailable:
+                # Not to know how far the stream is means that the oldest action gets older.
+                backlog.note()
+        turn += 1
+        await asyncio.sleep(_NOTE_EVERY_S)
+
+
+async def read_jwks(jwks: str) -> bytes:
+    """The key set's bytes, from a path or a URL. Raises OSError."""
+    if urlsplit(jwks).scheme in ("http", "https"):
+        try:
+            async with httpx.AsyncClient(timeout=3.0) as client:
+                reply = await client.get(jwks)
+                reply.raise_for_status()
+                return reply.content
+        except httpx.HTTPError as error:
+            raise OSError(str(error)) from error
+    return await asyncio.to_thread(Path(jwks).read_bytes)

@@ -1,0 +1,161 @@
+"""uvicorn as this service runs it: deadlines for what a client sends and reads, and an orderly end.
+
+uvicorn's own time-outs begin when a request is whole. A client that dribbles its head or its
+body, connects and says nothing, or stops reading, is cut here: by one sweep over the
+connections twice a second instead of a timer for every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ingest import problems
+from service import tracing
+
+RECEIVE_S: Final = 5.0
+"""For a head, and for a body."""
+
+READ_S: Final = 10.0
+"""For a client that has stopped taking in its answer."""
+
+KEEP_ALIVE_S: Final = 5
+STOP_WITHIN_S: Final = 6
+
+_SWEEP_EVERY_S = 0.5
+_BACKLOG = 2048
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection, with the instants since when it owes us something; 0 when it owes nothing."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.sending_since_s = 0.0
+        self.reading_since_s = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.sending_since_s = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.sending_since_s and (self.cycle is None or self.cycle.response_complete):
+            self.sending_since_s = self.loop.time()
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # The body has a deadline of its own.
+        self.sending_since_s = self.loop.time()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.sending_since_s = 0.0
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.reading_since_s = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.reading_since_s = 0.0
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser could not make sense of it; this is not routed to anybody."""
+        self._answer_and_close(400, "invalid_request", "The request is not HTTP/1.1 as it should be.")
+
+    def sweep(self, now_s: float) -> None:
+        """Cut the connection if it has kept us waiting for too long."""
+        if self.transport.is_closing():
+            return
+        if self.reading_since_s and now_s - self.reading_since_s > READ_S:
+            self.transport.abort()
+        elif self.sending_since_s and now_s - self.sending_since_s > RECEIVE_S:
+            if self.cycle is None or (self.cycle.response_complete and not self.headers):
+                # Nothing was said at all: there is nothing to answer.
+                self.transport.close()
+            elif self.cycle.response_started and not self.cycle.response_complete:
+                self.transport.abort()
+            else:
+                self._answer_and_close(408, "request_timeout", "The request did not arrive in time.")
+
+    def _answer_and_close(self, status: int, code: str, detail: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = problems.encode(code, status, detail, tracing.make().trace_id)
+        reason = {400: "Bad Request", 408: "Request Timeout"}[status]
+        self.transport.write(
+            (
+                f"HTTP/1.1 {status} {reason}\r\ncontent-type: {problems.CONTENT_TYPE.decode()}\r\n"
+                f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+            ).encode()
+            + body
+        )
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that ends with status 0 when it is told to stop. `on_stop` is called as it begins to."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would raise the signal again once it has stopped, before anything else is closed.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten ticks a second.
+        if counter % int(10 * _SWEEP_EVERY_S) == 0:
+            now_s = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.sweep(now_s)
+        return await super().on_tick(counter)
+
+    def _told_to_stop(self) -> None:
+        self._on_stop()
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def configure(app: Any, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_WITHIN_S,
+        backlog=_BACKLOG,
+    )
+
+
+def instance_id() -> str:
+    """A name no other instance has: the stream answers to it, and Redis has a channel of it."""
+    return os.urandom(8).hex()

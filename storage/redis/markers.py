@@ -1,0 +1,109 @@
+"""What the door remembers of an action it has published, so that a repeat needs no record of its own.
+
+A marker is written only after Kafka's confirmation, so whoever finds one may answer for it. It
+is a help and no truth: Redis may lose it, and the ledger's key decides who counted. So nothing
+here raises because of Redis, and nothing waits longer than the line's budget.
+
+Key `tb:marker:<hash>`, 22 characters of the SHA-256 of user id and action id; value
+`[fingerprint, type, received_at]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from redis import exceptions as redis_exceptions
+
+from core.actions import SubmittedRecord
+from core.receipts import Judged
+from storage.redis.line import Line
+
+TTL_S: Final = 86_400
+
+
+class Marker(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was published under an action id."""
+
+    fingerprint: str
+    type: str
+    received_at: str
+
+
+_decoder = msgspec.json.Decoder(Marker)
+_encode = msgspec.json.Encoder().encode
+_NO_ANSWER = (redis_exceptions.RedisError, OSError)
+
+
+def key(user_id: str, action_id: str) -> str:
+    """The marker's key; neither id can hold the byte between them."""
+    digest = hashlib.sha256(f"{user_id}\0{action_id}".encode("utf-8", "surrogatepass")).digest()
+    return "tb:marker:" + base64.urlsafe_b64encode(digest[:16])[:22].decode()
+
+
+class Markers:
+    """Markers by way of a line, each living `ttl_s` seconds."""
+
+    def __init__(self, line: Line, *, ttl_s: int = TTL_S) -> None:
+        self._line, self._ttl_s = line, ttl_s
+
+    def look(self, user_id: str, action_id: str) -> asyncio.Future[Any]:
+        """Begin to look; `found` gives what there was. A look may be abandoned."""
+        return self._line.execute("GET", key(user_id, action_id))
+
+    async def found(self, looking: asyncio.Future[Any]) -> Marker | None:
+        """The marker a look found; None also where Redis did not answer."""
+        try:
+            return _read(await looking)
+        except _NO_ANSWER:
+            return None
+
+    async def find_many(self, keys: Sequence[tuple[str, str]]) -> list[Marker | None]:
+        """The markers of these (user id, action id), in order; None also where Redis did not answer."""
+        if not keys:
+            return []
+        looking = self._line.execute("MGET", *(key(user_id, action_id) for user_id, action_id in keys))
+        try:
+            return [_read(value) for value in await looking]
+        except _NO_ANSWER:
+            return [None] * len(keys)
+
+    async def remember(self, records: Sequence[SubmittedRecord]) -> None:
+        """Mark these as published, unless another was before them under the same id."""
+        writing = [
+            self._line.execute(
+                "SET",
+                key(record.user_id, record.action_id),
+                _encode((record.fingerprint, record.type, record.received_at)),
+                "NX",
+                "EX",
+                self._ttl_s,
+            )
+            for record in records
+        ]
+        for each in writing:
+            try:
+                await each
+            except _NO_ANSWER:
+                continue
+
+    async def correct(self, judged: Judged) -> None:
+        """Mark what the ledger says counted, whatever the marker said."""
+        value = _encode((judged.fingerprint, judged.type, judged.received_at))
+        try:
+            await self._line.execute("SET", key(judged.user_id, judged.action_id), value, "EX", self._ttl_s)
+        except _NO_ANSWER:
+            return
+
+
+def _read(value: bytes | None) -> Marker | None:
+    if value is None:
+        return None
+    try:
+        return _decoder.decode(value)
+    except msgspec.DecodeError:
+        return None
