@@ -364,7 +364,8 @@ async def test_a_full_queue_refuses_at_once(memory_kafka):
     assert [type(outcome) for outcome in mixed] == [Unavailable] * 2
 
 
-async def test_a_producer_that_failed_for_good_is_replaced(delivery, memory_kafka):
+async def test_a_producer_that_failed_for_good_is_replaced_once(delivery, memory_kafka, monkeypatch):
+    monkeypatch.setattr(module, "_REPLACE_EVERY_S", 0.02)
     replaced = metrics.PRODUCERS_REPLACED._value.get()
     under_way = delivery.send_many(TOPIC, [(b"k%d" % n, b"%d" % n, ()) for n in range(50)])
     failed = delivery._line
