@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -104,14 +105,22 @@ def ranked(entries: Sequence[Entry]) -> list[RankedEntry]:
 def headers(topic: Topic, event_id: str, at: str, traceparent: str) -> Headers:
     """The headers of one record; `at` is RFC 3339."""
     return [
-        ("ce_specversion", b"1.0"),
+        *_fixed(topic.name),
         ("ce_id", event_id.encode()),
-        ("ce_source", SOURCE),
-        ("ce_type", topic.name.encode()),
         ("ce_time", at.encode()),
-        ("content-type", _JSON),
         ("traceparent", traceparent.encode()),
     ]
+
+
+@cache
+def _fixed(topic_name: str) -> tuple[tuple[str, bytes], ...]:
+    """What is the same for every record of a topic."""
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_source", SOURCE),
+        ("ce_type", topic_name.encode()),
+        ("content-type", _JSON),
+    )
 
 
 def derived_traceparent(event_id: str) -> str:

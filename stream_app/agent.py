@@ -21,6 +21,7 @@ from storage.kafka.dead_letters import DeadLetters
 from stream_app import intake
 from stream_app.carry_out import Judge, Outcome, OutOfStep, Slice, Stopped
 from stream_app.following import Following
+from stream_app.hand import Hand
 from stream_app.replying import Replier
 
 FIRST_PAUSE_S: Final = 0.05
@@ -42,10 +43,10 @@ class Stream:
         *,
         batch_actions: int,
         dead_letters_in_a_row: int,
-        on_outcome: Callable[[Outcome], None] = lambda _: None,
+        hand: Hand,
     ) -> None:
         self._judge, self._dead_letters, self._replier = judge, dead_letters, replier
-        self._followers, self._on_outcome = followers, on_outcome
+        self._followers, self._hand = followers, hand
         self._batch_actions, self._in_a_row_most = batch_actions, dead_letters_in_a_row
         self._queue: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue(QUEUED_BATCHES)
         self._kept: tuple[Any, Any] | None = None
@@ -160,6 +161,8 @@ class Stream:
         if dead:
             self._dead_letters.send(dead)
         outcome = self._judge.carry_out(self.log, slices)
+        if outcome.content is not None:
+            self._hand.put(outcome.content)
         for letter in dead:
             metrics.DEAD_LETTERS.labels(letter.reason).inc()
             _log.warning(
@@ -188,7 +191,6 @@ class Stream:
 
     def _told(self, outcome: Outcome, slices: Sequence[Slice]) -> None:
         self._replier.add(outcome)
-        self._on_outcome(outcome)
         if outcome.position is not None or outcome.answers:
             for follower in self._followers:
                 follower.wake()

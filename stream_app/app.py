@@ -28,6 +28,7 @@ from stream_app import positions
 from stream_app.agent import Stream
 from stream_app.carry_out import Judge
 from stream_app.following import Keeping, Listening, Publishing, end_all
+from stream_app.hand import Hand
 from stream_app.replying import Replier
 from stream_app.settings import Settings
 from stream_app.transport import BatchApp, RawSchema
@@ -81,8 +82,10 @@ class _Worker:
         self._log_ends = LogEnds(kafka, topics.SUBMITTED.name)
         keeper_redis = redis_boards.connect(settings.redis_url)
         replier = Replier(keeper_redis)
+        hand = Hand()
         copies = [
-            BoardCopy(period, postgres_url=url, client=keeper_redis) for _, period in boards.MAIN.periods
+            BoardCopy(period, postgres_url=url, client=keeper_redis, in_hand=hand.link_after)
+            for _, period in boards.MAIN.periods
         ]
         self._keeping = Keeping(
             copies,
@@ -91,7 +94,9 @@ class _Worker:
             postgres_url=url,
             reconcile_every_s=settings.reconcile_interval_s,
         )
-        publisher = Publisher(postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind)
+        publisher = Publisher(
+            postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind, in_hand=hand.content
+        )
         self._publishing = Publishing(publisher, on_defect)
         self._followers = (self._keeping, self._publishing)
         self._listening = Listening(url, self._followers)
@@ -107,6 +112,7 @@ class _Worker:
             self._followers,
             batch_actions=settings.batch_actions,
             dead_letters_in_a_row=settings.dead_letters_in_a_row,
+            hand=hand,
         )
         self._app = self._faust()
         self._running = AsyncExitStack()

@@ -17,8 +17,10 @@ from core import words
 from core.errors import TrueboardError
 from core.rates import Judgement, Rules
 from storage.postgres import definitions
+from storage.postgres.contents import Content
 from storage.postgres.definitions import Definitions
 from storage.postgres.ledger import (
+    Appended,
     DeltaColumns,
     JudgedRow,
     Ledger,
@@ -29,6 +31,7 @@ from storage.postgres.ledger import (
     merged,
 )
 from stream_app import judging
+from stream_app.hand import content_of
 from stream_app.judging import Bounds, Incoming, Person, Plan
 from stream_app.people import People, person
 
@@ -78,6 +81,7 @@ class Outcome:
     redelivered: int = 0
     changed_entries: int = 0
     answers: dict[tuple[str, str], JudgedRow] = field(default_factory=dict)
+    content: Content | None = None
 
 
 def record_fingerprint(key: bytes | None, value: bytes | None) -> bytes:
@@ -160,13 +164,13 @@ class Judge:
                 max_late_us=self._max_late_us,
                 max_early_us=self._max_early_us,
             )
-            position, changed = _write(batch, log, slices, plan, renamed, fresh)
+            appended, delta = _write(batch, log, slices, plan, renamed, fresh)
             outcome = Outcome(
-                position,
+                None if appended is None else appended.position,
                 [(incoming[index], judgement) for index, judgement in plan.judged.items()],
                 [incoming[index] for index in plan.repeated],
                 len(redelivered),
-                changed,
+                len(delta),
             )
             asked = [item for item in outcome.repeated if item.reply_to]
             if asked:
@@ -177,6 +181,10 @@ class Judge:
             next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
             self._people.moved(piece.partition, next_offset)
         self._people.keep(found)
+        if appended is not None:
+            outcome.content = content_of(
+                appended, plan, delta, incoming, people, sorted(fresh | renamed.keys())
+            )
         if incoming:
             self._people.prune(people, rules, max(item.received_us for item in incoming))
         return outcome
@@ -303,7 +311,7 @@ def _only_known(
 
 def _write(
     batch: OpenBatch, log: int, slices: Sequence[Slice], plan: Plan, renamed: dict[int, str], fresh: set[int]
-) -> tuple[Position | None, int]:
+) -> tuple[Appended | None, DeltaColumns]:
     deltas: list[DeltaColumns] = []
     number = batch.next_batch() if plan.judged or renamed else 0
     if plan.judged:
@@ -339,10 +347,10 @@ def _write(
             moved[piece.partition] = Progress(log, piece.last + 1, piece.last_fingerprint)
     if moved:
         batch.move_progress(moved)
-    if not number:
-        return None, 0
     delta = merged(period, deltas)
-    position = batch.append(
+    if not number:
+        return None, delta
+    appended = batch.append(
         number, "stream", plan.leaves, [delta] if len(delta) else [], sorted(fresh | renamed.keys())
     )
-    return position, len(delta)
+    return appended, delta

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -64,13 +64,15 @@ class Bounds:
 class Plan:
     """What one transaction is to write.
 
-    `points` and `reached_us` are per player with points, `presence` the first instant per player
-    whose accepted actions are all worth nothing; `judged` the index of each record that is new,
-    with its judgement, `repeated` the others.
+    `rows` and `leaves` stand in the `order` of these indices. `points` and `reached_us` are per
+    player with points, `presence` the first instant per player whose accepted actions are all
+    worth nothing; `judged` the index of each record that is new, with its judgement, `repeated`
+    the others.
     """
 
     rows: LedgerRows
     leaves: list[bytes]
+    order: list[int] = field(default_factory=list)
     points: dict[int, int] = field(default_factory=dict)
     reached_us: dict[int, int] = field(default_factory=dict)
     presence: dict[int, int] = field(default_factory=dict)
@@ -83,6 +85,8 @@ LEAP: Final = 1 << 40
 
 MAX_LATE_US: Final = 24 * 3600 * 1_000_000
 MAX_EARLY_US: Final = 60 * 1_000_000
+
+T = TypeVar("T")
 
 _encode_reason = msgspec.json.Encoder().encode
 
@@ -162,8 +166,8 @@ def judge(
             presence.setdefault(player, received_us)
     for player in points_of.keys() & presence.keys():
         del presence[player]
-    rows, leaves = _rows(people, incoming, judged, backfills, log, version)
-    return Plan(rows, leaves, points_of, reached_of, presence, judged, repeated)
+    rows, leaves, order = _rows(people, incoming, judged, backfills, log, version)
+    return Plan(rows, leaves, order, points_of, reached_of, presence, judged, repeated)
 
 
 def forget(people: Sequence[Person]) -> None:
@@ -192,54 +196,51 @@ def _rows(
     backfills: Mapping[int, bool],
     log: int,
     version: str,
-) -> tuple[LedgerRows, list[bytes]]:
-    """Rows and leaves of the new judgements, rows sorted by (action id, player)."""
-    order = sorted(judged, key=lambda index: (incoming[index].record.action_id, people[index].player))
-    types: dict[str, int] = {}
-    verdicts: dict[str, int] = {}
-    reasons: dict[Reason | None, int] = {}
+) -> tuple[LedgerRows, list[bytes], list[int]]:
+    """Rows and leaves of the new judgements sorted by (action id, player), and that order's indices."""
+    keys = {index: (incoming[index].record.action_id, people[index].player) for index in judged}
+    order = sorted(judged, key=keys.__getitem__)
+    items = [incoming[index] for index in order]
+    records = [item.record for item in items]
+    judgements = [judged[index] for index in order]
+    types = _Distinct([record.type for record in records])
+    verdicts = _Distinct([judgement.verdict for judgement in judgements])
+    reasons = _Distinct([judgement.reason for judgement in judgements])
     rows = LedgerRows(
-        action_ids=[],
-        players=[],
-        types=[],
-        type_index=[],
-        verdicts=[],
-        verdict_index=[],
-        reasons=[],
-        reason_index=[],
-        points=[],
-        occurred_us=[],
-        received_us=[],
-        backfill=[],
-        fingerprints=[],
+        action_ids=[record.action_id for record in records],
+        players=[people[index].player for index in order],
+        types=types.distinct,
+        type_index=types.index,
+        verdicts=list[str](verdicts.distinct),
+        verdict_index=verdicts.index,
+        reasons=[None if reason is None else _encode_reason(reason).decode() for reason in reasons.distinct],
+        reason_index=reasons.index,
+        points=[judgement.points for judgement in judgements],
+        occurred_us=[item.occurred_us for item in items],
+        received_us=[item.received_us for item in items],
+        backfill=[backfills[index] for index in order],
+        fingerprints=[record.fingerprint for record in records],
         logs=[log] * len(order),
-        partitions=[],
-        offsets=[],
+        partitions=[item.partition for item in items],
+        offsets=[item.offset for item in items],
         catalogue_version=version,
     )
-    leaves: list[bytes] = []
     tail = f",{digest.canonical(version).decode()}]"
-    for index in order:
-        item, judgement, person = incoming[index], judged[index], people[index]
-        record = item.record
-        type_, verdict, points = record.type, judgement.verdict, judgement.points
-        rows.action_ids.append(record.action_id)
-        rows.players.append(person.player)
-        rows.type_index.append(types.setdefault(type_, len(types) + 1))
-        rows.verdict_index.append(verdicts.setdefault(verdict, len(verdicts) + 1))
-        rows.reason_index.append(reasons.setdefault(judgement.reason, len(reasons) + 1))
-        rows.points.append(points)
-        rows.occurred_us.append(item.occurred_us)
-        rows.received_us.append(item.received_us)
-        rows.backfill.append(backfills[index])
-        rows.fingerprints.append(record.fingerprint)
-        rows.partitions.append(item.partition)
-        rows.offsets.append(item.offset)
-        # core.digest.row_leaf, with what is the same for the whole group made once.
-        leaves.append(
-            f'["row","{person.pid}","{record.action_id}",0,"judged","{type_}","{verdict}",{points},'
-            f"{item.occurred_us},{item.received_us}{tail}".encode()
-        )
-    rows.types, rows.verdicts = list(types), list(verdicts)
-    rows.reasons = [None if reason is None else _encode_reason(reason).decode() for reason in reasons]
-    return rows, leaves
+    # core.digest.row_leaf, with what is the same for the whole group made once.
+    leaves = [
+        (
+            f'["row","{people[index].pid}","{item.record.action_id}",0,"judged","{item.record.type}",'
+            f'"{judgement.verdict}",{judgement.points},{item.occurred_us},{item.received_us}{tail}'
+        ).encode()
+        for index, item, judgement in zip(order, items, judgements, strict=True)
+    ]
+    return rows, leaves, order
+
+
+class _Distinct(Generic[T]):
+    """The distinct values of a column, and where each row's stands among them, from 1."""
+
+    def __init__(self, column: Sequence[T]) -> None:
+        places: dict[T, int] = {}
+        self.index = [places.setdefault(value, len(places) + 1) for value in column]
+        self.distinct = list(places)

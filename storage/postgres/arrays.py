@@ -58,6 +58,34 @@ def length(raw: bytes) -> int:
     return int.from_bytes(raw[12:16], "big") if raw[:4] != b"\0\0\0\0" else 0
 
 
+def values(raw: bytes) -> list[int | None]:
+    """The items of a binary array, None for null; instants are µs since the Unix epoch."""
+    count = length(raw)
+    if not count:
+        return []
+    shift = PG_EPOCH_US if int.from_bytes(raw[8:12], "big") == TIMESTAMPTZ_OID else 0
+    if not int.from_bytes(raw[4:8], "big") or len(raw) == 20 + count * _ITEM.itemsize:
+        found: list[int | None] = (np.frombuffer(raw, _ITEM, count, 20)["value"] + shift).tolist()
+        return found
+    items: list[int | None] = []
+    at = 20
+    unpack = struct.Struct(">q").unpack_from
+    for _ in range(count):
+        if raw[at] & 0x80:
+            items.append(None)
+            at += 4
+        else:
+            items.append(unpack(raw, at + 4)[0] + shift)
+            at += 12
+    return items
+
+
+def present(raw: bytes) -> list[int]:
+    """The items of a binary array of integers that holds no null."""
+    found: list[int] = np.frombuffer(raw, _ITEM, length(raw), 20 if length(raw) else 0)["value"].tolist()
+    return found
+
+
 def joined(parts: Sequence[bytes]) -> bytes:
     """Several binary arrays of one type, one after the other."""
     full = [part for part in parts if length(part)]

@@ -17,8 +17,7 @@ MOST_ROWS: Final = 5_000
 """About how many ledger rows are read in one piece."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One ledger row; instants are µs."""
 
     pid: str
@@ -34,16 +33,14 @@ class Row:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PersonRow:
+class PersonRow(msgspec.Struct, frozen=True, gc=False):
     pid: str
     user_id: str
     username: str | None
     hidden: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PeriodChange:
+class PeriodChange(msgspec.Struct, frozen=True):
     """One period's part of a revision."""
 
     board: str
@@ -163,14 +160,14 @@ def leading_at(
         "  FROM deltas d CROSS JOIN LATERAL unnest(d.players, d.old_scores, d.old_reached)"
         "    u(player, old_score, old_reached)"
         "  WHERE d.period = %(period)s AND d.revision > %(revision)s ORDER BY u.player, d.revision),"
-        " then AS ("
+        " back AS ("
         "  SELECT player, old_score AS score, old_reached AS reached_at FROM since"
         "   WHERE old_score IS NOT NULL"
         "  UNION ALL"
         "  SELECT e.player, e.score, e.reached_at FROM entries e"
         "   WHERE e.period = %(period)s AND NOT EXISTS (SELECT FROM since s WHERE s.player = e.player))"
         " SELECT p.user_id, coalesce(p.username, p.user_id), t.score, t.reached_at"
-        " FROM then t JOIN players p USING (player) WHERE NOT p.hidden AND p.erased_at IS NULL"
+        " FROM back t JOIN players p USING (player) WHERE NOT p.hidden AND p.erased_at IS NULL"
         " ORDER BY t.score DESC, t.reached_at, p.user_id LIMIT %(most)s",
         {"period": period, "revision": revision, "most": most},
     )

@@ -129,7 +129,7 @@ def _write(ledger: Ledger, wanted: Catalogue) -> None:
             main = boards.MAIN
             leaves.append(digest.definition_leaf(main.board, main.version, main.sha256))
             deltas = [empty_delta(period) for _, period in main.periods]
-        position = batch.append(batch.next_batch(), "definition", leaves, deltas)
+        position = batch.append(batch.next_batch(), "definition", leaves, deltas).position
         batch.execute(
             "INSERT INTO catalogues (version, body, sha256, revision) VALUES (%s, %s::jsonb, %s, %s)",
             (wanted.version, msgspec.json.encode(wanted.body).decode(), wanted.sha256, position.revision),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import psycopg
 
 from storage.followers import At
@@ -20,8 +21,7 @@ MOST_CHANGES: Final = 2_000
 _MOST_REVISIONS: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True, gc=False):
     """One revision of a period: its position, the period's revision before, its count after."""
 
     at: At
@@ -30,8 +30,7 @@ class Link:
     changes: int
 
 
-@dataclass(slots=True)
-class Change:
+class Change(msgspec.Struct, gc=False):
     """One player over a stretch of revisions: what it was before them and is after them.
 
     Scores and instants (µs) are None where there is no entry.

@@ -53,6 +53,18 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
+class Appended:
+    """A batch that was numbered: where it stands, when (µs), and its place in each period's chain.
+
+    `links` maps period → (the period's revision before, its count after).
+    """
+
+    position: Position
+    committed_us: int
+    links: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class PlayerRow:
     player: int
     pid: str
@@ -268,12 +280,12 @@ class OpenBatch:
         return int(self._one("SELECT version FROM fence")[0])
 
     def players(self, user_ids: Sequence[str]) -> dict[str, PlayerRow]:
-        """The players of these user ids that exist, hidden ones among them."""
+        """The players of these user ids that exist, hidden ones among them. Ids hold no comma."""
         self._cursor.execute(
             "SELECT p.user_id, p.player, p.pid::text, p.username, p.hidden"
-            " FROM unnest(%s::text[]) u(user_id)"
+            " FROM unnest(string_to_array(%s, ',')) u(user_id)"
             " CROSS JOIN LATERAL (SELECT * FROM players WHERE user_id = u.user_id) p",
-            (list(user_ids),),
+            (",".join(user_ids),),
         )
         return {row[0]: PlayerRow(row[1], row[2], row[3], row[4]) for row in self._cursor.fetchall()}
 
@@ -477,7 +489,7 @@ class OpenBatch:
         leaves: Sequence[bytes],
         deltas: Sequence[DeltaColumns],
         people: Sequence[int] = (),
-    ) -> Position:
+    ) -> Appended:
         """Number the batch: the last step before the commit. Wakes whoever listens.
 
         The digest is made by the server in the statement that makes the revision, from the
@@ -503,7 +515,12 @@ class OpenBatch:
                 "INSERT INTO people_changed (revision, players) VALUES (%s, %s)",
                 (row[1], arrays.int8s(sorted(people))),
             )
-        return Position(row[0], row[1], bytes(row[2]))
+        links: dict[str, tuple[int, int]] = {}
+        if deltas:
+            # As text: int8[] comes undecoded on this connection.
+            for period, previous, count in zip(row[5], row[6], row[7], strict=True):
+                links[period] = (int(previous), int(count))
+        return Appended(Position(row[0], row[1], bytes(row[2])), row[3], links)
 
     # Plumbing ------------------------------------------------------------------------------
 
@@ -629,7 +646,11 @@ def _append_statement(periods: int) -> str:
         d(period, grown, players, old_scores, new_scores, old_reached, new_reached)
     LEFT JOIN LATERAL (SELECT revision, count FROM deltas WHERE period = d.period
         ORDER BY revision DESC LIMIT 1) l ON true
+    RETURNING period, previous, count
 )"""
+    links = """,
+    (SELECT array_agg(period) FROM written), (SELECT array_agg(previous)::text[] FROM written),
+    (SELECT array_agg(count)::text[] FROM written)"""
     return f"""
 WITH given AS (SELECT %s::bigint AS batch, %s::text AS cause, %s::bytea AS root),
 head AS (
@@ -644,7 +665,8 @@ made AS (
         sha256('trueboard/1'::bytea || h.digest || g.root || int8send(h.revision + 1)
             || convert_to(g.cause, 'UTF8'))
     FROM head h, given g
-    RETURNING epoch, revision, digest
+    RETURNING epoch, revision, digest, committed_at
 ){deltas if periods else ""}
-SELECT m.epoch, m.revision, m.digest, pg_notify('{CHANNEL}', m.revision::text) FROM made m
+SELECT m.epoch, m.revision, m.digest, m.committed_at, pg_notify('{CHANNEL}', m.revision::text)
+    {links if periods else ""} FROM made m
 """

@@ -10,7 +10,7 @@ and healed by building anew.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from core.ranking import order_key
 from storage.followers import At
 from storage.postgres import arrays, connections, deltas
 from storage.postgres.connections import Connection
+from storage.postgres.contents import PeriodChange
 from storage.postgres.deltas import Change, EntryRow, Link
 from storage.redis import keys, scripts
 from storage.redis.packing import pack
@@ -59,7 +60,18 @@ def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
 class BoardCopy:
     """The follower that keeps one period's copy."""
 
-    def __init__(self, period: str, *, postgres_url: str, client: redis.Redis) -> None:
+    def __init__(
+        self,
+        period: str,
+        *,
+        postgres_url: str,
+        client: redis.Redis,
+        in_hand: Callable[[str, int], PeriodChange | None] = lambda _period, _revision: None,
+    ) -> None:
+        """`in_hand(period, revision)` may give the period's next change without reading it back."""
+        self._in_hand = in_hand
+        # The last position that the ledger was seen to have with this digest.
+        self._sure: At | None = None
         self.name = f"board {period}"
         self.period = period
         self._url, self._redis = postgres_url, client
@@ -87,17 +99,25 @@ class BoardCopy:
 
     def step(self) -> bool:
         at = self.position()
-        with self._cursor() as cursor:
-            known = None if at is None else deltas.link_at(cursor, self.period, at.revision)
-            links = [] if at is None else deltas.links_after(cursor, self.period, at.revision)
-            changes = (
-                deltas.changes_between(cursor, self.period, at.revision, links[-1].at.revision)
-                if at and links
-                else []
-            )
-        if at is None or known is None or known.at != at:
+        if at is None:
             self.build()
             return True
+        piece = self._from_hand(at) if at == self._sure else None
+        if piece is None:
+            with self._cursor() as cursor:
+                known = deltas.link_at(cursor, self.period, at.revision)
+                links = deltas.links_after(cursor, self.period, at.revision)
+                changes = (
+                    deltas.changes_between(cursor, self.period, at.revision, links[-1].at.revision)
+                    if links
+                    else []
+                )
+            if known is None or known.at != at:
+                self.build()
+                return True
+            self._sure = at
+            piece = links, changes
+        links, changes = piece
         if not links:
             self.lag_revisions = 0
             return False
@@ -111,7 +131,38 @@ class BoardCopy:
         said = self._run(self._apply, [self._z, self._m, self._meta], _apply_arguments(at, last, changes))
         if said == b"broken":
             self.build()
+        elif said == b"ok":
+            self._sure = last.at
         return True
+
+    def _from_hand(self, at: At) -> tuple[list[Link], list[Change]] | None:
+        """The revisions after this one that need not be read back; None if there are none."""
+        links: list[Link] = []
+        merged: dict[int, Change] = {}
+        revision, changed = at.revision, 0
+        while (part := self._in_hand(self.period, revision)) is not None:
+            changed += len(part.changes)
+            if links and changed > deltas.MOST_CHANGES:
+                break
+            links.append(part.link)
+            revision = part.link.at.revision
+            for change in part.changes:
+                known = merged.get(change.player)
+                merged[change.player] = (
+                    change
+                    if known is None
+                    else Change(
+                        change.player,
+                        change.user_id,
+                        change.username,
+                        change.visible,
+                        known.old_score,
+                        known.old_reached_us,
+                        change.new_score,
+                        change.new_reached_us,
+                    )
+                )
+        return (links, list(merged.values())) if links else None
 
     def build(self) -> None:
         """Make the copy anew in private keys and swap it in, unless something newer is there.

@@ -1,0 +1,110 @@
+"""What this worker has just committed, for its followers, so that they need not read it back.
+
+The same content as `storage.postgres.contents.read` gives for the revision; what is not here, or
+no longer, is read there. Bounded; filled by the judging thread, read by the followers'.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from core import words
+from storage.followers import At
+from storage.postgres import arrays
+from storage.postgres.contents import Content, PeriodChange, PersonRow, Row
+from storage.postgres.deltas import Change, Link
+from storage.postgres.ledger import Appended, DeltaColumns
+from stream_app.judging import Incoming, Person, Plan
+
+MOST_REVISIONS: Final = 200
+MOST_ROWS: Final = 50_000
+
+
+def content_of(
+    appended: Appended,
+    plan: Plan,
+    delta: DeltaColumns,
+    incoming: Sequence[Incoming],
+    people: Sequence[Person],
+    introduced: Sequence[int],
+) -> Content:
+    """A stream revision's content, from what made it. `introduced` are players new or renamed."""
+    position = appended.position
+    at = At(position.epoch, position.revision, position.digest.hex())
+    content = Content(at, appended.committed_us)
+    judged, version = plan.judged, plan.rows.catalogue_version
+    content.rows = [
+        Row(
+            people[index].pid,
+            (record := incoming[index].record).action_id,
+            0,
+            record.type,
+            (judgement := judged[index]).verdict,
+            judgement.reason,
+            judgement.points,
+            incoming[index].occurred_us,
+            incoming[index].received_us,
+            version,
+            incoming[index].traceparent,
+        )
+        for index in plan.order
+    ]
+    content.traceparent = next((item.traceparent for item in incoming if item.traceparent), None)
+    who: dict[int, tuple[str, Person]] = {
+        person.player: (item.record.user_id, person) for item, person in zip(incoming, people, strict=True)
+    }
+    for player in introduced:
+        user_id, person = who[player]
+        content.people.append(PersonRow(person.pid, user_id, person.username, False))
+    if delta.period in appended.links:
+        previous, count = appended.links[delta.period]
+        board, window = delta.period.split(":", 1)
+        changes = []
+        for player, old_score, old_reached, new_score, new_reached in zip(
+            arrays.present(delta.players),
+            arrays.values(delta.old_scores),
+            arrays.values(delta.old_reached),
+            arrays.values(delta.new_scores),
+            arrays.values(delta.new_reached),
+            strict=True,
+        ):
+            user_id, person = who[player]
+            changes.append(
+                Change(player, user_id, person.username, True, old_score, old_reached, new_score, new_reached)
+            )
+        content.periods.append(PeriodChange(board, window, Link(at, previous, count, len(changes)), changes))
+    return content
+
+
+class Hand:
+    """The last revisions of this worker, by number and by each period's chain."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contents: dict[int, Content] = {}
+        self._next: dict[tuple[str, int], PeriodChange] = {}
+        self._rows = 0
+
+    def put(self, content: Content) -> None:
+        with self._lock:
+            self._contents[content.at.revision] = content
+            self._rows += len(content.rows)
+            for part in content.periods:
+                self._next[words.period_id(part.board, part.window), part.link.previous] = part
+            while len(self._contents) > MOST_REVISIONS or self._rows > MOST_ROWS:
+                oldest = self._contents.pop(min(self._contents))
+                self._rows -= len(oldest.rows)
+                for part in oldest.periods:
+                    self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
+
+    def content(self, revision: int) -> Content | None:
+        """The revision, if this worker made it lately."""
+        with self._lock:
+            return self._contents.get(revision)
+
+    def link_after(self, period: str, revision: int) -> PeriodChange | None:
+        """The period's next change after one of its revisions, if this worker made it lately."""
+        with self._lock:
+            return self._next.get((period, revision))
