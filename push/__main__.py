@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
+from typing import Final
 
 import uvloop
 
@@ -15,6 +17,8 @@ from push.app import joined
 from push.settings import Settings
 from service import logs
 from service.settings import SettingsError, read_settings
+
+MANY_FILES: Final = 65_536
 
 _log = logs.get("push")
 
@@ -27,6 +31,13 @@ async def _serve(settings: Settings) -> None:
         await feed.run()
 
 
+def _allow_many_sockets() -> None:
+    """A socket is an open file; the soft limit on those is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> int:
     """The process's exit code: 0 stopped as asked, 1 could not go on, 2 wrong settings."""
     logs.configure("push")
@@ -35,6 +46,7 @@ def main() -> int:
     except SettingsError as error:
         _log.critical("settings_unusable", detail=str(error))
         return 2
+    _allow_many_sockets()
     # Thousands of sockets are long-lived objects: looking at them often halves how fast they connect.
     gc.set_threshold(50_000, 20, 100)
     try:

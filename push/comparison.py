@@ -77,6 +77,7 @@ class Comparison:
         self._interval_s, self._grace_s = interval_s, grace_s
         self._kafka_is_behind = False
         self._failing: str | None = None
+        self._told = False
         self.loaded = asyncio.Event()
         """Set once the standings have answered for the first time."""
 
@@ -118,22 +119,23 @@ class Comparison:
         # Refused: before the ledger is set up there is no such period yet.
         code = "timeout" if isinstance(error, TimeoutError) else error.code
         if code != self._failing:
-            was_rebuilding = self._failing == BOARD_REBUILDING
             self._failing = code
             _log.warning("standings_unavailable", period=self._period, code=code, detail=str(error))
-            if code == BOARD_REBUILDING and not was_rebuilding:
-                self._hub.tell_all(
-                    self._period,
-                    BOARD_REBUILDING,
-                    "the board is being rebuilt: what was shown last still holds",
-                )
+        if code == BOARD_REBUILDING and not self._told:
+            self._told = True
+            self._hub.tell_all(
+                self._period,
+                BOARD_REBUILDING,
+                "the board is being rebuilt: what was shown last still holds",
+            )
 
     def _answered(self) -> None:
         if self._failing is not None:
-            was, self._failing = self._failing, None
+            self._failing = None
             _log.info("standings_available", period=self._period)
-            if was == BOARD_REBUILDING:
-                self._hub.repeat(self._period)
+        if self._told:
+            self._told = False
+            self._hub.repeat(self._period)
 
 
 def _entry(line: RankedEntry) -> Entry:

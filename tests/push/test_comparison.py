@@ -132,6 +132,21 @@ async def test_standings_that_cannot_be_read_leave_what_is_shown(
     assert world.position[1] == 5
 
 
+async def test_who_was_told_of_a_rebuilding_is_shown_the_board_when_it_is_over() -> None:
+    world, standings, comparison = _compared(5)
+    await comparison.compare()
+    socket = world.join(leaderboard.DIALECT)
+    world.pass_ms(500)
+
+    for error in (Unavailable("x", code="board_rebuilding"), Unavailable("x"), None, None):
+        standings.error = error
+        await comparison.compare()
+        world.pass_ms(500)
+
+    kinds = [written.frame["type"] for written in socket.written]
+    assert kinds == ["connection_success", "leaderboard_update", "error", "leaderboard_update"]
+
+
 async def test_another_error_is_a_defect_and_is_seen() -> None:
     _, standings, comparison = _compared()
     standings.error = ZeroDivisionError()  # type: ignore[assignment]

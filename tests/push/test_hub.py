@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from core.words import MAIN_PERIOD
 from push.close_codes import CloseCode
-from push.hub import BURST, Dialect
+from push.hub import BURST, Dialect, Reader
 from push.protocols import leaderboard, scoreboard, scores
 from push.server import DIALECTS
 from tests.push.views import EPOCH, LATER_EPOCH, empty_view, view
@@ -151,6 +151,25 @@ def test_a_flood_costs_turns_by_time_not_by_publications() -> None:
     assert world.turns <= 1000 / 10 + 5
 
 
+def test_a_reader_is_looked_at_once_for_every_frame_it_gets() -> None:
+    world = _world(1)
+    sockets = [world.join(SCORES) for _ in range(50)]
+    looked_at, serve = 0, world.hub._serve
+
+    def counting(reader: Reader) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return serve(reader)
+
+    world.hub._serve = counting  # type: ignore[method-assign]
+    for revision in range(2, 1002):
+        world.hub.publish(view(revision))
+        world.pass_ms(1)
+
+    sent = sum(len(socket.written) for socket in sockets)
+    assert looked_at <= sent + len(sockets)
+
+
 def test_more_readers_than_a_burst_are_all_served() -> None:
     world = _world(1)
     sockets = [world.join(SCORES) for _ in range(2 * BURST + 7)]
@@ -241,6 +260,22 @@ def test_a_stalled_reader_whose_token_expires_is_closed_without_waiting() -> Non
     world.pass_ms(1_100)
     world.hub.sweep(world.now_s)
 
+    assert socket.closed is CloseCode.UNAUTHENTICATED
+
+
+def test_nothing_is_said_after_a_token_has_expired() -> None:
+    world = _world(1)
+    socket = world.join(LEADERBOARD, expires_in_s=0.01)
+    assert socket.reader is not None
+    world.pass_ms(20)
+
+    world.hub.sweep(world.now_s)
+    world.hub.tell(socket.reader, "unreadable_message", "why")
+    world.hub.publish(view(2))
+    world.pass_ms(500)
+
+    codes = [written.frame["data"].get("code") for written in socket.written]
+    assert codes == [None, "token_expired"]
     assert socket.closed is CloseCode.UNAUTHENTICATED
 
 
@@ -363,6 +398,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert len(channel.readers) == open_readers
         waiting = len(hub._due) + sum(map(len, hub._wheel.values())) + len(channel.idle)
         assert waiting <= len(self.everybody)
+        assert channel.idle.keys() <= channel.readers.keys()
         assert all(len(reader.notices) <= 2 for reader in channel.readers)
 
     def teardown(self) -> None:
