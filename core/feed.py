@@ -15,6 +15,7 @@ import msgspec
 
 from core import words
 from core.errors import Unreadable
+from core.events import BoardChanged, ChangedEntry, RankedEntry
 
 TOP: Final = 10
 """How many entries a publication and every dialect show."""
@@ -23,42 +24,13 @@ Position = tuple[str, int]
 """(epoch, revision). Epochs sort by time, so positions compare as tuples."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A line of the standings as it is written: `reached_at` is RFC 3339 in UTC with µs."""
-
-    rank: int
-    user_id: str
-    username: str
-    score: int
-    reached_at: str
-
-
-class Change(msgspec.Struct, frozen=True):
-    """What one revision did to one player of a period; `score` None: gone from it."""
-
-    user_id: str
-    username: str | None
-    score: int | None
-    reached_at: str | None
-
-
-class Publication(msgspec.Struct, frozen=True):
-    """The value of a `board.changed` record, field by field as on the wire.
+class Publication(BoardChanged):
+    """A record of `board.changed`, as one who shows it reads it.
 
     `previous` is the period's own revision before this one (0 for its first), `digest` the
     ledger's digest at `revision` in hex, `count` the period's entries after it, `top` its first
     ten.
     """
-
-    board: str
-    window: str
-    epoch: str
-    revision: int
-    previous: int
-    digest: str
-    count: int
-    changed: tuple[Change, ...]
-    top: tuple[Entry, ...]
 
     @property
     def period(self) -> str:
@@ -88,9 +60,9 @@ class View:
     period: str
     position: Position
     count: int
-    top: tuple[Entry, ...]
+    top: tuple[RankedEntry, ...]
     publication: Publication | None = None
-    before: tuple[Entry, ...] = ()
+    before: tuple[RankedEntry, ...] = ()
 
     @classmethod
     def of_publication(cls, publication: Publication) -> View:
@@ -98,13 +70,13 @@ class View:
             period=publication.period,
             position=publication.position,
             count=publication.count,
-            top=publication.top[:TOP],
+            top=tuple(publication.top[:TOP]),
             publication=publication,
         )
 
     @classmethod
     def of_page(
-        cls, period: str, position: Position, count: int, top: Iterable[Entry], before: View | None
+        cls, period: str, position: Position, count: int, top: Iterable[RankedEntry], before: View | None
     ) -> View:
         return cls(
             period=period,
@@ -145,29 +117,25 @@ def decode(value: bytes | None) -> Publication:
         raise Unreadable("json", str(error)) from error
 
 
-def encode(publication: Publication) -> bytes:
-    return _encoder.encode(publication)
-
-
-def named_of_changes(changed: Iterable[Change]) -> Named | None:
+def named_of_changes(changed: Iterable[ChangedEntry]) -> Named | None:
     """Of a revision's changes the one with the latest `reached_at`, then the smaller user id.
 
     Instants on the wire have one width, so they compare as text. A player who is gone may have
     no instant; such a one is named only if nobody else changed.
     """
-    latest: Change | None = None
+    latest: ChangedEntry | None = None
     for change in changed:
         if latest is None or _later(change, latest):
             latest = change
     return None if latest is None else Named(latest.user_id, latest.score)
 
 
-def _later(one: Change, other: Change) -> bool:
+def _later(one: ChangedEntry, other: ChangedEntry) -> bool:
     one_at, other_at = one.reached_at or "", other.reached_at or ""
     return one_at > other_at or (one_at == other_at and one.user_id < other.user_id)
 
 
-def named_of_pages(before: Sequence[Entry], after: Sequence[Entry]) -> Named | None:
+def named_of_pages(before: Sequence[RankedEntry], after: Sequence[RankedEntry]) -> Named | None:
     """Who changed between two pages, as far as the pages show it.
 
     The entry with the latest `reached_at` among those whose score or instant differs; if none
@@ -175,14 +143,14 @@ def named_of_pages(before: Sequence[Entry], after: Sequence[Entry]) -> Named | N
     """
     known = {entry.user_id: (entry.score, entry.reached_at) for entry in before}
     changed = [
-        Change(entry.user_id, entry.username, entry.score, entry.reached_at)
+        ChangedEntry(entry.user_id, entry.username, entry.score, entry.reached_at)
         for entry in after
         if known.get(entry.user_id) != (entry.score, entry.reached_at)
     ]
     return named_of_changes(changed) or leader(after)
 
 
-def leader(top: Sequence[Entry]) -> Named | None:
+def leader(top: Sequence[RankedEntry]) -> Named | None:
     return Named(top[0].user_id, top[0].score) if top else None
 
 

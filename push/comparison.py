@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from core import feed
+from core import events, feed
 from core.errors import Refused, Unavailable
-from core.feed import Entry, View
+from core.feed import View
 from core.times import format_us
 from push.hub import BOARD_REBUILDING, Hub
 from service import logs
@@ -138,8 +138,8 @@ class Comparison:
             self._hub.repeat(self._period)
 
 
-def _entry(line: RankedEntry) -> Entry:
-    return Entry(
+def _entry(line: RankedEntry) -> events.RankedEntry:
+    return events.RankedEntry(
         rank=line.rank,
         user_id=line.user_id,
         username=line.username,

@@ -15,7 +15,7 @@ import uvloop
 from confluent_kafka import Producer
 from redis.asyncio import Redis
 
-from core import feed, scopes
+from core import events, scopes
 from core.errors import Refused, Unavailable
 from core.feed import Publication
 from core.topics import BOARD_CHANGED
@@ -65,7 +65,7 @@ class Running:
         """Bring publications by Kafka alone; returns once the broker has them."""
         for publication in publications:
             self.producer.produce(
-                BOARD_CHANGED.name, feed.encode(publication), key=publication.period.encode()
+                BOARD_CHANGED.name, events.encode(publication), key=publication.period.encode()
             )
         assert await asyncio.to_thread(self.producer.flush, 5) == 0
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
-from core import feed
+from core import events, feed
 from core.errors import Unreadable
-from core.feed import Change, Entry, View, named_of_changes
+from core.events import ChangedEntry, RankedEntry
+from core.feed import View, named_of_changes
 from core.words import MAIN_PERIOD
 from push.frames import text_frame
 from push.server import DIALECTS
@@ -44,7 +45,7 @@ def test_a_record_is_worded_as_each_dialect_asks(example: dict[str, Any], dialec
 
 @pytest.mark.parametrize("example", _examples(EXAMPLES / "pages"))
 def test_a_page_names_who_changed_as_far_as_pages_show_it(example: dict[str, Any]) -> None:
-    before, after = ([Entry(**line) for line in example[side]] for side in ("before", "after"))
+    before, after = ([RankedEntry(**line) for line in example[side]] for side in ("before", "after"))
     shown = View.of_page(MAIN_PERIOD, ("e", 1), len(before), before, before=None)
     view = View.of_page(MAIN_PERIOD, ("e", 2), len(after), after, before=shown)
 
@@ -56,7 +57,7 @@ def test_a_page_names_who_changed_as_far_as_pages_show_it(example: dict[str, Any
 def test_a_publication_reads_back_as_it_was_written() -> None:
     record = publication(7)
 
-    assert feed.decode(feed.encode(record)) == record
+    assert feed.decode(events.encode(record)) == record
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_publication_reads_back_as_it_was_written() -> None:
         pytest.param(b"[]", "shape", id="an array"),
         pytest.param(b'{"board":"main"}', "shape", id="members missing"),
         pytest.param(
-            feed.encode(publication(7)).replace(b'"revision":7', b'"revision":"7"'),
+            events.encode(publication(7)).replace(b'"revision":7', b'"revision":"7"'),
             "shape",
             id="text for a number",
         ),
@@ -95,7 +96,7 @@ def test_the_other_frames_say_what_the_interface_says() -> None:
 
 instants = st.sampled_from([None, "2026-01-01T00:00:00.000001Z", "2026-01-01T00:00:00.000002Z"])
 changes = st.lists(
-    st.builds(Change, st.text("ab", min_size=1, max_size=3), st.none(), st.integers(-9, 9), instants),
+    st.builds(ChangedEntry, st.text("ab", min_size=1, max_size=3), st.just(""), st.integers(-9, 9), instants),
     min_size=1,
     max_size=6,
     unique_by=lambda change: change.user_id,
@@ -104,7 +105,7 @@ changes = st.lists(
 
 @given(changes, st.data())
 def test_the_order_of_the_changes_does_not_matter_to_who_is_named(
-    changed: list[Change], data: st.DataObject
+    changed: list[ChangedEntry], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(changed))
 

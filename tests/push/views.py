@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.feed import Change, Entry, Publication, View
+from core.events import ChangedEntry, RankedEntry
+from core.feed import Publication, View
 from core.times import format_us
 from core.words import MAIN_PERIOD
 
@@ -24,8 +25,8 @@ def publication(revision: int, *, epoch: str = EPOCH, user_id: str = "ada", padd
         previous=revision - 1,
         digest="00" * 32,
         count=1,
-        changed=(Change(user_id, username, revision, reached_at),),
-        top=(Entry(1, user_id, username, revision, reached_at),),
+        changed=[ChangedEntry(user_id, username, revision, reached_at)],
+        top=[RankedEntry(1, user_id, username, revision, reached_at)],
     )
 
 
