@@ -1,0 +1,246 @@
+"""Whether every partition has been read as far as the ledger says, and nothing was passed over.
+
+The log's id, its ends and the record before the next offset are asked of Kafka. Of the last records
+each must have a ledger row of its own, be set aside, or repeat an action that the ledger has: those
+without a trace of their own are read again from Kafka.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from core.errors import Unavailable
+from core.topics import SUBMITTED
+from storage.kafka.topic_ids import topic_id
+from trueboard.verification.report import Check
+from trueboard.verification.snapshots import Connection
+
+LOOK_BACK: Final = 20_000
+"""How many of a partition's last records are accounted for one by one."""
+
+_ANSWER_S: Final = 10.0
+
+_PARTITIONS: Final = """
+SELECT p.partition, g.topic_id, p.next_offset, p.fingerprint, coalesce(l.rows, 0), l.highest,
+    coalesce(s.rows, 0), s.highest, p.log
+FROM progress p JOIN logs g USING (log)
+LEFT JOIN (SELECT log, kafka_partition, count(*) AS rows, max(kafka_offset) AS highest
+    FROM ledger WHERE seq = 0 AND kafka_offset IS NOT NULL GROUP BY log, kafka_partition) l
+    ON l.log = p.log AND l.kafka_partition = p.partition
+LEFT JOIN (SELECT log, partition, count(*) AS rows, max(record_offset) AS highest
+    FROM set_aside GROUP BY log, partition) s
+    ON s.log = p.log AND s.partition = p.partition
+ORDER BY p.partition
+"""
+
+_RECENT: Final = """
+SELECT kafka_partition, kafka_offset FROM ledger
+JOIN progress p ON p.log = ledger.log AND p.partition = kafka_partition
+WHERE seq = 0 AND kafka_offset >= p.next_offset - %(look_back)s
+UNION ALL
+SELECT s.partition, s.record_offset FROM set_aside s
+JOIN progress p ON p.log = s.log AND p.partition = s.partition
+WHERE s.record_offset >= p.next_offset - %(look_back)s
+"""
+
+_JUDGED: Final = """
+SELECT k.place FROM unnest(%s::integer[], %s::text[], %s::text[]) k(place, user_id, action_id)
+WHERE EXISTS (
+    SELECT FROM ledger l JOIN players p USING (player) WHERE l.action_id = k.action_id
+        AND (p.user_id = k.user_id OR p.erased_at IS NOT NULL))
+"""
+
+Record = tuple[bytes | None, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One row of `progress`, with what the ledger and the records set aside say of it."""
+
+    partition: int
+    topic_id: str
+    next_offset: int
+    fingerprint: bytes | None
+    rows: int
+    highest_row: int | None
+    set_aside: int
+    highest_set_aside: int | None
+    log: int
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise Unavailable(f"Kafka: {error}") from error
+
+
+class Log:
+    """The submitted topic, looked at by a consumer of no group."""
+
+    def __init__(self, bootstrap: str, *, kind: str) -> None:
+        self._bootstrap, self._kind = bootstrap, kind
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": "trueboard-verify",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "enable.partition.eof": False,
+                "log_level": 0,
+            }
+        )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def topic_id(self) -> str:
+        return topic_id(self._bootstrap, SUBMITTED.name, kind=self._kind)
+
+    def ends(self, partition: int) -> tuple[int, int]:
+        """The first offset there is, and the next one to be written."""
+        with unavailable():
+            ends = self._consumer.get_watermark_offsets(
+                TopicPartition(SUBMITTED.name, partition), timeout=_ANSWER_S
+            )
+        if ends is None:
+            raise Unavailable(f"Kafka does not tell the ends of partition {partition} of {SUBMITTED.name}")
+        return int(ends[0]), int(ends[1])
+
+    def records(self, partition: int, offsets: list[int]) -> dict[int, Record]:
+        """Key and value at these offsets, ascending; what the log does not have is left out.
+
+        Raises:
+            Unavailable: Kafka gives nothing for `_ANSWER_S`.
+        """
+        wanted, found = set(offsets), dict[int, Record]()
+        at, until_s = offsets[0] - 1, time.monotonic() + _ANSWER_S
+        with unavailable():
+            self._consumer.assign([TopicPartition(SUBMITTED.name, partition, offsets[0])])
+            try:
+                while at < offsets[-1]:
+                    if time.monotonic() > until_s:
+                        raise Unavailable(f"Kafka does not give record {at + 1} of partition {partition}")
+                    for message in self._consumer.consume(1000, timeout=0.2):
+                        error = message.error()
+                        if error is not None:
+                            if error.code() == KafkaError._ALL_BROKERS_DOWN:
+                                continue
+                            raise KafkaException(error)
+                        at, until_s = message.offset(), time.monotonic() + _ANSWER_S
+                        if at in wanted:
+                            found[at] = (message.key(), message.value())
+            finally:
+                self._consumer.unassign()
+        return found
+
+
+def check(connection: Connection, log: Log, found: Check) -> None:
+    """Check every partition of this snapshot against the log as it is now."""
+    partitions = [Partition(*row) for row in connection.execute(_PARTITIONS).fetchall()]
+    accounted: dict[int, set[int]] = {}
+    for partition, offset in connection.execute(_RECENT, {"look_back": LOOK_BACK}):
+        seen = accounted.setdefault(partition, set())
+        if offset in seen:
+            found.differs("a record with two traces", partition=partition, offset=offset, expected=1, found=2)
+        seen.add(offset)
+    present = log.topic_id() if partitions else ""
+    for one in partitions:
+        found.saw()
+        _within(one, found)
+        if one.topic_id != present:
+            found.differs("the log", partition=one.partition, expected=present, found=one.topic_id)
+            continue
+        first, end = log.ends(one.partition)
+        if not first <= one.next_offset <= end:
+            found.differs(
+                "the ends of the log",
+                partition=one.partition,
+                expected=f"{first}..{end}",
+                found=one.next_offset,
+            )
+            continue
+        _untraced(connection, log, one, first, accounted.get(one.partition, set()), found)
+
+
+def _within(one: Partition, found: Check) -> None:
+    for what, highest in (("ledger row", one.highest_row), ("record set aside", one.highest_set_aside)):
+        if highest is not None and highest >= one.next_offset:
+            found.differs(
+                f"the last {what}",
+                partition=one.partition,
+                expected=f"an offset below {one.next_offset}",
+                found=highest,
+            )
+    if one.rows + one.set_aside > one.next_offset:
+        found.differs(
+            "the number of records",
+            partition=one.partition,
+            expected=f"at most {one.next_offset}",
+            found=one.rows + one.set_aside,
+        )
+
+
+def _untraced(
+    connection: Connection, log: Log, one: Partition, first: int, traced: set[int], found: Check
+) -> None:
+    """The record before the next offset, and those that must repeat what is known."""
+    begin = max(first, one.next_offset - LOOK_BACK)
+    offsets = [offset for offset in range(begin, one.next_offset) if offset not in traced]
+    last = one.next_offset - 1
+    wanted = offsets if last < begin or last in offsets else [*offsets, last]
+    records = log.records(one.partition, wanted) if wanted else {}
+    if last in records:
+        key, value = records[last]
+        wanted_fingerprint = hashlib.sha256((key or b"") + b"\x00" + (value or b"")).digest()[:16]
+        if one.fingerprint != wanted_fingerprint:
+            found.differs(
+                "the record before the next offset",
+                partition=one.partition,
+                offset=last,
+                expected=wanted_fingerprint.hex(),
+                found=None if one.fingerprint is None else one.fingerprint.hex(),
+            )
+    named = {offset: _named(records[offset][1]) for offset in offsets if offset in records}
+    places = [offset for offset, name in named.items() if name is not None]
+    judged = {
+        row[0]
+        for row in connection.execute(
+            _JUDGED,
+            (
+                list(range(len(places))),
+                [(named[offset] or ("", ""))[0] for offset in places],
+                [(named[offset] or ("", ""))[1] for offset in places],
+            ),
+        )
+    }
+    known = {places[place] for place in judged}
+    found.saw(one.next_offset - begin)
+    for offset, name in named.items():
+        if offset not in known:
+            found.differs(
+                "a record passed over",
+                partition=one.partition,
+                offset=offset,
+                expected="a ledger row, or a record set aside",
+                found=None if name is None else {"user_id": name[0], "action_id": name[1]},
+            )
+
+
+def _named(value: bytes | None) -> tuple[str, str] | None:
+    """User id and action id of a submitted record; None where it is not readable."""
+    try:
+        body: Any = json.loads(value or b"")
+        user_id, action_id = body["user_id"], body["action_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (user_id, action_id) if isinstance(user_id, str) and isinstance(action_id, str) else None
