@@ -125,5 +125,5 @@ def _fixed(topic_name: str) -> tuple[tuple[str, bytes], ...]:
 
 def derived_traceparent(event_id: str) -> str:
     """A trace of its own for a record whose request is not known any more; the same at every repeat."""
-    digest = hashlib.sha256(event_id.encode()).hexdigest()
-    return f"00-{digest[:32]}-{digest[32:48]}-01"
+    digest = hashlib.blake2b(event_id.encode(), digest_size=24).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:]}-01"

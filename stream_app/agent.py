@@ -26,7 +26,7 @@ from stream_app.replying import Replier
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
-QUEUED_BATCHES: Final = 64
+QUEUED_BATCHES: Final = 8
 
 _log = logs.get("stream_app.agent")
 
@@ -196,22 +196,19 @@ class Stream:
                 follower.wake()
         for piece in slices:
             self.next_offsets[piece.partition] = piece.last + 1
-        counts: defaultdict[tuple[str, str], int] = defaultdict(int)
-        traces: list[str] = []
-        for item, judgement in outcome.judged:
-            counts[judgement.verdict, "" if judgement.reason is None else judgement.reason.code] += 1
-            if item.traceparent and len(traces) < 20:
-                traces.append(item.traceparent[3:35])
-        for (verdict, reason), count in counts.items():
+        for (verdict, reason), count in outcome.verdicts.items():
             metrics.SCORE_UPDATES.labels(verdict, reason).inc(count)
-        metrics.BATCH_ACTIONS.observe(len(outcome.judged))
+        traces = []
+        if outcome.content is not None:
+            traces = [row.traceparent[3:35] for row in outcome.content.rows[:20] if row.traceparent]
+        metrics.BATCH_ACTIONS.observe(outcome.judged)
         if outcome.position is not None:
             metrics.REVISIONS.labels("stream").inc()
         _log.info(
             "batch_judged",
             revision=None if outcome.position is None else outcome.position.revision,
-            judged=len(outcome.judged),
-            repeated=len(outcome.repeated),
+            judged=outcome.judged,
+            repeated=outcome.repeated,
             redelivered=outcome.redelivered,
             changed=outcome.changed_entries,
             progress={str(piece.partition): piece.last + 1 for piece in slices},

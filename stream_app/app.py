@@ -126,7 +126,7 @@ class _Worker:
             store="memory://",
             agent_supervisor=CrashingSupervisor,
             stream_wait_empty=False,
-            stream_buffer_maxsize=16,
+            stream_buffer_maxsize=4,
             table_standby_replicas=0,
             topic_disable_leader=True,
             topic_allow_declare=False,

@@ -7,7 +7,8 @@ comes back as an `Outcome`; whatever was at hand about players is put right only
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,12 +74,19 @@ class Slice:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a group came to. `position` is None if it only repeated what is known."""
+    """What a group came to. `position` is None if it only repeated what is known.
+
+    `asked` are the new judgements that somebody waits for, `asked_again` the repeats likewise,
+    with what the ledger says of them in `answers`. `verdicts` counts by (verdict, reason's code).
+    """
 
     position: Position | None
-    judged: list[tuple[Incoming, Judgement]] = field(default_factory=list)
-    repeated: list[Incoming] = field(default_factory=list)
+    judged: int = 0
+    repeated: int = 0
     redelivered: int = 0
+    verdicts: dict[tuple[str, str], int] = field(default_factory=dict)
+    asked: list[tuple[Incoming, Judgement]] = field(default_factory=list)
+    asked_again: list[Incoming] = field(default_factory=list)
     changed_entries: int = 0
     answers: dict[tuple[str, str], JudgedRow] = field(default_factory=dict)
     content: Content | None = None
@@ -167,15 +175,21 @@ class Judge:
             appended, delta = _write(batch, log, slices, plan, renamed, fresh)
             outcome = Outcome(
                 None if appended is None else appended.position,
-                [(incoming[index], judgement) for index, judgement in plan.judged.items()],
-                [incoming[index] for index in plan.repeated],
+                len(plan.judged),
+                len(plan.repeated),
                 len(redelivered),
+                _counted(plan.judged.values()),
+                [
+                    (incoming[index], judged)
+                    for index, judged in plan.judged.items()
+                    if incoming[index].reply_to
+                ],
+                [incoming[index] for index in plan.repeated if incoming[index].reply_to],
                 len(delta),
             )
-            asked = [item for item in outcome.repeated if item.reply_to]
-            if asked:
+            if outcome.asked_again:
                 outcome.answers = batch.judged(
-                    [(item.record.user_id, item.record.action_id) for item in asked]
+                    [(item.record.user_id, item.record.action_id) for item in outcome.asked_again]
                 )
         for piece in slices:
             next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
@@ -255,6 +269,14 @@ class Judge:
             players = sorted({someone.player for someone in people})
             return Bounds(main.lowest, batch.scores(words.MAIN_PERIOD, players))
         return Bounds(main.lowest)
+
+
+def _counted(judgements: Iterable[Judgement]) -> dict[tuple[str, str], int]:
+    found = Counter((judgement.verdict, judgement.reason) for judgement in judgements)
+    counts: Counter[tuple[str, str]] = Counter()
+    for (verdict, reason), count in found.items():
+        counts[verdict, "" if reason is None else reason.code] += count
+    return counts
 
 
 def _in_step(

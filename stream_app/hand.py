@@ -19,7 +19,7 @@ from storage.postgres.ledger import Appended, DeltaColumns
 from stream_app.judging import Incoming, Person, Plan
 
 MOST_REVISIONS: Final = 200
-MOST_ROWS: Final = 50_000
+MOST_ROWS: Final = 20_000
 
 
 def content_of(

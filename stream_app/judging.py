@@ -98,7 +98,8 @@ def could_cross(rules: Rules, incoming: Sequence[Incoming]) -> bool:
     the one that would, and then the group is judged again with the scores known.
     """
     worth = rules.catalogue.worth
-    return any(not 0 <= worth(item.record.type, item.record.points) <= LEAP for item in incoming)
+    kinds = {(item.record.type, item.record.points) for item in incoming}
+    return any(not 0 <= worth(type_, points) <= LEAP for type_, points in kinds)
 
 
 def judge(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.rates import FOREVER_US, Recent, Rules
-from storage.postgres.ledger import OpenBatch, PlayerRow
+from storage.postgres.ledger import ACCEPTED, BACKFILL, OpenBatch, PlayerRow
 from stream_app.judging import Incoming, Person
 
 PRUNE_ROWS: Final = 16
@@ -141,10 +141,17 @@ class People:
             player: Recent(since, until)
             for player, since, until in zip(players, since_us, until_us, strict=True)
         }
-        for player, occurred_us, received_us, backfill, type_, points, accepted in batch.recent(
+        for player, occurred_us, received_us, points, flags, type_ in batch.recent(
             players, since_us, until_us, self._slack_us
         ):
-            recents[player].add(occurred_us, received_us, backfill, rules.code(type_), points, accepted)
+            recents[player].add(
+                occurred_us,
+                received_us,
+                bool(flags & BACKFILL),
+                rules.code(type_),
+                points,
+                bool(flags & ACCEPTED),
+            )
         for player in players:
             wanted[player].person.recent = recents[player]
 

@@ -62,32 +62,31 @@ class Replier:
         now_s = self._clock()
         due: list[Due] = []
         if outcome.position is not None:
-            for item, judgement in outcome.judged:
-                if item.reply_to:
-                    record = item.record
-                    due.append(
-                        Due(
-                            item.reply_to,
-                            record.user_id,
-                            record.action_id,
-                            record.type,
-                            record.received_at,
-                            record.fingerprint,
-                            judgement.verdict,
-                            judgement.points,
-                            judgement.reason,
-                            outcome.position.revision,
-                            outcome.position.epoch,
-                            now_s,
-                        )
+            for item, judgement in outcome.asked:
+                record = item.record
+                due.append(
+                    Due(
+                        item.reply_to or "",
+                        record.user_id,
+                        record.action_id,
+                        record.type,
+                        record.received_at,
+                        record.fingerprint,
+                        judgement.verdict,
+                        judgement.points,
+                        judgement.reason,
+                        outcome.position.revision,
+                        outcome.position.epoch,
+                        now_s,
                     )
-        for item in outcome.repeated:
+                )
+        for item in outcome.asked_again:
             row = outcome.answers.get((item.record.user_id, item.record.action_id))
-            if item.reply_to and row is not None:
+            if row is not None:
                 reason = None if row.reason is None else msgspec.convert(row.reason, Reason)
                 due.append(
                     Due(
-                        item.reply_to,
+                        item.reply_to or "",
                         row.user_id,
                         row.action_id,
                         row.type,

@@ -64,9 +64,8 @@ def values(raw: bytes) -> list[int | None]:
     if not count:
         return []
     shift = PG_EPOCH_US if int.from_bytes(raw[8:12], "big") == TIMESTAMPTZ_OID else 0
-    if not int.from_bytes(raw[4:8], "big") or len(raw) == 20 + count * _ITEM.itemsize:
-        found: list[int | None] = (np.frombuffer(raw, _ITEM, count, 20)["value"] + shift).tolist()
-        return found
+    if len(raw) == 20 + count * _ITEM.itemsize:
+        return [*present(raw)]
     items: list[int | None] = []
     at = 20
     unpack = struct.Struct(">q").unpack_from
@@ -81,8 +80,14 @@ def values(raw: bytes) -> list[int | None]:
 
 
 def present(raw: bytes) -> list[int]:
-    """The items of a binary array of integers that holds no null."""
-    found: list[int] = np.frombuffer(raw, _ITEM, length(raw), 20 if length(raw) else 0)["value"].tolist()
+    """The items of a binary array that holds no null; instants are µs since the Unix epoch."""
+    count = length(raw)
+    if not count:
+        return []
+    items = np.frombuffer(raw, _ITEM, count, 20)["value"]
+    if int.from_bytes(raw[8:12], "big") == TIMESTAMPTZ_OID:
+        items = items + PG_EPOCH_US
+    found: list[int] = items.tolist()
     return found
 
 

@@ -30,6 +30,11 @@ class Overtaken(Unavailable):
     """Somebody else wrote what this batch planned to write: read again and judge again."""
 
 
+BACKFILL: Final = 1
+ACCEPTED: Final = 2
+_BETWEEN: Final = "\x1f"
+
+
 class LogLeft(TrueboardError):
     """This log was left for a later one; it is never taken up again."""
 
@@ -298,11 +303,14 @@ class OpenBatch:
         deadlock; whoever came second reads what the first one wrote.
         """
         user_ids = sorted(people)
+        # Usernames hold no control character, so one can stand between them; none is the empty one.
+        names = _BETWEEN.join(people[user_id] or "" for user_id in user_ids)
         self._cursor.execute(
             "INSERT INTO players (user_id, username)"
-            " SELECT * FROM unnest(%s::text[], %s::text[]) ON CONFLICT (user_id) DO NOTHING"
+            " SELECT * FROM unnest(string_to_array(%s, ','), string_to_array(%s, chr(31), ''))"
+            " ON CONFLICT (user_id) DO NOTHING"
             " RETURNING user_id, player, pid::text, username, hidden",
-            (user_ids, [people[user_id] for user_id in user_ids]),
+            (",".join(user_ids), names),
         )
         made = {row[0]: PlayerRow(row[1], row[2], row[3], row[4]) for row in self._cursor.fetchall()}
         if len(made) == len(user_ids):
@@ -336,23 +344,27 @@ class OpenBatch:
 
     def recent(
         self, players: Sequence[int], since_us: Sequence[int], until_us: Sequence[int], slack_us: int
-    ) -> list[tuple[int, int, int, bool, str, int, bool]]:
+    ) -> Iterator[tuple[int, int, int, int, int, str]]:
         """The judged actions that occurred or were received within each player's instants.
 
-        Rows are (player, occurred µs, received µs, backfill, type, points, accepted), by player
-        and then as they occurred. `slack_us` is how long before or after it was received an action
-        that is no backfill may have occurred, so the index on (player, occurred) finds them all.
+        Rows are (player, occurred µs, received µs, points, flags, type), by player and then as they
+        occurred; flags are `BACKFILL` and `ACCEPTED`. `slack_us` is how long before or after it was
+        received an action that is no backfill may have occurred, so the index on (player, occurred)
+        finds them all.
         """
-        self._cursor.execute(
-            "SELECT w.player, l.occurred_at, l.received_at, l.backfill, l.type, l.points,"
-            "  l.verdict = 'accepted'"
+        row = self._one(
+            "SELECT array_agg(f.player), array_agg(f.occurred_at), array_agg(f.received_at),"
+            "  array_agg(f.points), array_agg(f.flags), string_agg(f.type, ',') FROM ("
+            " SELECT w.player, l.occurred_at, l.received_at, l.points, l.type,"
+            "  CASE WHEN l.backfill THEN 1 ELSE 0 END::bigint"
+            "   + CASE l.verdict WHEN 'accepted' THEN 2 ELSE 0 END AS flags"
             " FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[],"
             "  %s::timestamptz[]) w(player, since, until, lowest, highest)"
             " CROSS JOIN LATERAL (SELECT * FROM ledger WHERE player = w.player"
             "  AND occurred_at >= w.lowest AND occurred_at <= w.highest AND seq = 0"
             "  AND (occurred_at BETWEEN w.since AND w.until"
             "   OR (received_at BETWEEN w.since AND w.until AND NOT backfill))"
-            "  ORDER BY occurred_at) l",
+            "  ORDER BY occurred_at) l) f",
             (
                 arrays.int8s(players),
                 arrays.instants([_writable(since) for since in since_us]),
@@ -361,7 +373,9 @@ class OpenBatch:
                 arrays.instants([_writable(until + slack_us) for until in until_us]),
             ),
         )
-        return self._cursor.fetchall()
+        if row[0] is None:
+            return iter(())
+        return zip(*(arrays.present(column) for column in row[:5]), row[5].split(","), strict=True)
 
     def scores(self, period: str, players: Sequence[int]) -> dict[int, int]:
         """The present scores of these players, locked until the transaction ends."""
