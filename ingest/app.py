@@ -6,6 +6,9 @@ Stopping is the list backwards: take no more, finish what is in hand, flush, clo
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ from ingest.routes.own import OwnRoutes
 from ingest.settings import Settings
 from ingest.submission import Tolerance
 from ingest.submitting import Submitting
-from ingest.taking import Catalogues, Taking
+from ingest.taking import Catalogues, Taking, now_us, random_id
 from service import logs, tracing
 from service.health import HealthServer
 from service.tokens import TokenVerifier
@@ -79,9 +82,18 @@ class World:
     attempts: Attempts
 
 
-def routes_of(settings: Settings, world: World, **clocks: Any) -> list[Route]:
-    """Every route there is, over this world. `clocks` are those of `Taking`, for tests."""
-    gate = Gate(world.verifier, world.limits, Rates.of(settings))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chance:
+    """Time and fresh ids, as the service takes them."""
+
+    clock_us: Callable[[], int] = now_us
+    monotonic_s: Callable[[], float] = time.monotonic
+    fresh_id: Callable[[], str] = random_id
+
+
+def routes_of(settings: Settings, world: World, chance: Chance) -> list[Route]:
+    """Every route there is, over this world."""
+    gate = Gate(world.verifier, world.limits, Rates.of(settings), monotonic_s=chance.monotonic_s)
     boards = Boards(world.standings)
     submitting = Submitting(
         delivery=world.delivery,
@@ -90,13 +102,28 @@ def routes_of(settings: Settings, world: World, **clocks: Any) -> list[Route]:
         found=world.receipts,
         standings=world.standings,
         backlog=world.backlog,
+        clock_us=chance.clock_us,
+        monotonic_s=chance.monotonic_s,
     )
     tolerance = Tolerance(settings.max_late_s * US, settings.max_early_s * US)
-    taking = Taking(gate, submitting, world.catalogues, tolerance, **clocks)
+    taking = Taking(
+        gate,
+        submitting,
+        world.catalogues,
+        tolerance,
+        clock_us=chance.clock_us,
+        fresh_id=chance.fresh_id,
+    )
     documents = DocumentRoutes(world.jwks, production=settings.production)
     routes = [
         *OwnRoutes(taking, world.markers, world.tickets, world.attempts).routes(),
-        *BoardRoutes(gate, boards, world.past_page, world.public_boards).routes(),
+        *BoardRoutes(
+            gate,
+            boards,
+            world.past_page,
+            world.public_boards,
+            clock_s=lambda: chance.clock_us() / US,
+        ).routes(),
         *ContractRoutes(taking, gate, boards).routes(),
         *documents.routes(),
     ]
@@ -104,10 +131,18 @@ def routes_of(settings: Settings, world: World, **clocks: Any) -> list[Route]:
     return routes
 
 
-def build(settings: Settings, world: World, **clocks: Any) -> Asgi:
+_REAL = Chance()
+
+
+def build(settings: Settings, world: World, chance: Chance = _REAL) -> Asgi:
     """The ASGI application."""
-    door = Door(world.attempts, Forwarded(settings.trusted_proxies), hosts=settings.hosts)
-    routes = routes_of(settings, world, **clocks)
+    door = Door(
+        world.attempts,
+        Forwarded(settings.trusted_proxies),
+        hosts=settings.hosts,
+        monotonic_s=chance.monotonic_s,
+    )
+    routes = routes_of(settings, world, chance)
     app = Litestar(
         route_handlers=[_mount(route, door.serve(route)) for route in routes],
         openapi_config=None,
@@ -271,9 +306,6 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.critical("defect", task=task.get_name(), exc_info=error)
         # Through the same door as a stop from outside, so that what is in hand is finished.
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -26,6 +26,7 @@ MAX_TARGET_BYTES: Final = 8 * 1024
 _NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")
 
+_SAY_EVERY_S = 5.0
 _DEFECT: Final = "The request met a defect; it is on record under its trace id."
 
 _log = logs.get("ingest.door")
@@ -84,6 +85,7 @@ class Door:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._monotonic_s = monotonic_s
         self._timers: dict[tuple[str, int], Any] = {}
+        self._said_until_s = float("-inf")
 
     def guard(self, app: Asgi) -> Asgi:
         """`app` behind the checks of framing."""
@@ -137,9 +139,24 @@ class Door:
         """The reply to an error, in the shape of the request's route."""
         request.outcome = "refused" if isinstance(error, Refused) else "unavailable"
         request.code = error.code
+        if isinstance(error, Unavailable):
+            self._say_unavailable(request, error)
         return self._reply_of(
-            request, error.code, problems.status_of(error), error.detail, problems.headers_of(error)
+            request,
+            error.code,
+            problems.status_of(error),
+            problems.detail_of(error),
+            problems.headers_of(error),
         )
+
+    def _say_unavailable(self, request: Request, error: Unavailable) -> None:
+        """What exactly is away is for the log, at most once in a few seconds."""
+        now_s = self._monotonic_s()
+        if now_s >= self._said_until_s:
+            self._said_until_s = now_s + _SAY_EVERY_S
+            _log.warning(
+                "unavailable", code=error.code, detail=error.detail[:300], trace_id=request.trace.trace_id
+            )
 
     def _reply_of(
         self, request: Request, code: str, status: int, detail: str, headers: list[tuple[bytes, bytes]]

@@ -68,6 +68,16 @@ def status_of(error: Refused | Unavailable) -> int:
     return error.status_code if isinstance(error, Refused) else 503
 
 
+def detail_of(error: Refused | Unavailable) -> str:
+    """What the caller is told. What does not answer, and how, is nobody's business outside."""
+    if isinstance(error, Unavailable):
+        again = f"Try again in {max(1, error.retry_after_s)} s"
+        if error.code == "board_rebuilding":
+            return f"The standings cannot be read now. {again}."
+        return f"This cannot be confirmed now. {again}; an action repeated under its id counts once."
+    return error.detail
+
+
 def headers_of(error: Refused | Unavailable) -> list[tuple[bytes, bytes]]:
     """What the error's reply carries beside its body."""
     if isinstance(error, Unavailable):

@@ -62,9 +62,14 @@ class Catalogues(Protocol):
     def current(self) -> Catalogue: ...
 
 
+def now_us() -> int:
+    """The wall clock, in µs."""
+    return time.time_ns() // 1000
+
+
 def random_id() -> str:
     """A fresh action id: a UUIDv7."""
-    return str(ids.uuid7(time.time_ns() // 1000, secrets.token_bytes(8)))
+    return str(ids.uuid7(now_us(), secrets.token_bytes(8)))
 
 
 class Taking:
@@ -77,7 +82,7 @@ class Taking:
         catalogues: Catalogues,
         tolerance: Tolerance,
         *,
-        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock_us: Callable[[], int] = now_us,
         fresh_id: Callable[[], str] = random_id,
     ) -> None:
         self.gate, self.submitting, self.catalogues = gate, submitting, catalogues

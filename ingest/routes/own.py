@@ -233,7 +233,7 @@ class OwnRoutes:
                 if isinstance(answer, Unavailable):
                     outcome, unavailable = "unavailable", answer
                 status = problems.status_of(answer)
-                error = problems.problem(answer.code, status, answer.detail, trace_id)
+                error = problems.problem(answer.code, status, problems.detail_of(answer), trace_id)
                 results.append({"status": status, "error": error})
             self._attempts.count("v1", outcome, code)
             word = f"{outcome}:{code}" if code else outcome

@@ -18,8 +18,8 @@ from core.errors import Refused, Unavailable
 from core.ranking import member
 from core.receipts import Judged, Reason
 from core.times import US, format_us, parse_us
+from ingest.app import Chance, build
 from ingest.app import World as Outside
-from ingest.app import build
 from ingest.attempts import Attempts
 from ingest.backlog import Backlog
 from ingest.settings import Settings
@@ -27,6 +27,7 @@ from service.tokens import Claims, InvalidToken
 from storage.redis import replies
 from storage.redis.limits import Decision, Limits, Rule
 from storage.redis.markers import Marker
+from tests.ingest.described import Description
 
 NOW_US = parse_us("2026-11-21T09:26:00Z")
 EPOCH = "01kaj3zs0g0000000000000000"
@@ -329,6 +330,29 @@ class Stream:
             raise Refused("not_found", f"there is no board window {period}", status_code=404)
 
 
+class FakeReplies(replies.Replies):
+    """Replies without Redis. Where none is on its way, waiting for one moves the clock and no more."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__("redis://-", "instance-1")
+        self._clock = clock
+
+    def wait_for(self, user_id: str, action_id: str) -> replies.Waiting:
+        return _Waiting(self, (user_id, action_id), self._clock)
+
+
+class _Waiting(replies.Waiting):
+    def __init__(self, owner: FakeReplies, key: tuple[str, str], clock: Clock) -> None:
+        super().__init__(owner, key)
+        self._clock = clock
+
+    async def reply(self, timeout_s: float) -> Judged | None:
+        judged = await super().reply(0.001)
+        if judged is None:
+            self._clock.advance(timeout_s)
+        return judged
+
+
 class Catalogues:
     current: Catalogue = CATALOGUE
 
@@ -346,7 +370,7 @@ class World:
         self.tokens = Tokens()
         self.limits = FakeLimits(self.clock)
         self.markers = FakeMarkers()
-        self.replies = replies.Replies("redis://-", "instance-1")
+        self.replies = FakeReplies(self.clock)
         self.stream = Stream(self.replies)
         self.delivery = FakeDelivery(self.stream)
         self.backlog = Backlog(self.delivery.acknowledged, clock_s=self.clock.s)
@@ -356,6 +380,7 @@ class World:
         self.tickets_away = False
         self.public = frozenset({"main"})
         self._ids = itertools.count(1)
+        self._description: Description | None = None
         self.app = build(
             self.settings,
             Outside(
@@ -374,11 +399,20 @@ class World:
                 backlog=self.backlog,
                 attempts=self.attempts,
             ),
-            clock_us=self.clock.us,
-            fresh_id=lambda: f"fresh-{next(self._ids)}",
+            Chance(
+                clock_us=self.clock.us,
+                monotonic_s=self.clock.s,
+                fresh_id=lambda: f"fresh-{next(self._ids)}",
+            ),
         )
-        self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app, client=("192.0.2.1", 4000)), base_url="http://test"
+        self.client = self.client_at("192.0.2.1")
+
+    def client_at(self, address: str) -> httpx.AsyncClient:
+        """A client whose every reply is held against the description."""
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app, client=(address, 4000)),
+            base_url="http://test",
+            event_hooks={"response": [self._check]},
         )
 
     @property
@@ -389,6 +423,13 @@ class World:
     def logged(self) -> list[dict[str, Any]]:
         self.attempts.flush()
         return self.lines
+
+    async def _check(self, reply: httpx.Response) -> None:
+        await reply.aread()
+        if self._description is None:
+            routes = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
+            self._description = Description((await routes.get("/openapi.json")).json())
+        self._description.check(reply)
 
     def _keep_lines(self, lines: bytes) -> None:
         self.lines += [msgspec.json.decode(line) for line in lines.splitlines()]
