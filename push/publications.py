@@ -121,7 +121,7 @@ class Publications:
             if not missing and not self.caught_up.is_set():
                 self._call(loop, self.caught_up.set)
             batch = []
-            for message in consumer.consume(_BATCH, _POLL_S):
+            for message in _arrived(consumer):
                 if (error := message.error()) is not None:
                     self._note(error)
                     continue
@@ -206,6 +206,15 @@ class Publications:
         if self._failing is not None:
             self._failing = None
             _log.info("kafka_available")
+
+
+def _arrived(consumer: Any) -> list[Any]:
+    """The next messages as soon as there is one; none after a while without.
+
+    Asked for a batch the client would wait for all of it, so the first is waited for alone.
+    """
+    first = consumer.poll(_POLL_S)
+    return [] if first is None else [first, *consumer.consume(_BATCH, 0)]
 
 
 def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:

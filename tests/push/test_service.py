@@ -84,6 +84,20 @@ async def test_every_dialect_shows_the_board_on_connect_and_on_every_update(run_
             await reader.close()
 
 
+async def test_a_publication_is_shown_as_soon_as_kafka_has_it(run_feed: RunFeed) -> None:
+    async with run_feed() as running, connect(running.url + "/ws/scores") as reader:
+        await _next(reader)
+        took_s = []
+        for revision in range(2, 12):
+            await asyncio.sleep(0.15)
+            began_s = time.monotonic()
+            await running.publish(publication(revision))
+            await _next(reader)
+            took_s.append(time.monotonic() - began_s)
+
+    assert sorted(took_s)[len(took_s) // 2] < 0.08, "the in-memory broker alone takes some 10 ms"
+
+
 async def test_a_start_knows_from_kafka_what_the_last_change_was(run_feed: RunFeed) -> None:
     async def earlier(running: Running) -> None:
         old = publication(6, user_id="old")
