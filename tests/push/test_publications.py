@@ -1,0 +1,67 @@
+"""Publications as a real Kafka brings them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from core import events
+from core.feed import Publication
+from core.words import MAIN_PERIOD
+from push.publications import Publications
+from tests.conftest import Kafka
+from tests.push.views import publication
+
+pytestmark = pytest.mark.kafka
+
+
+async def _until(held: list[int], last: int) -> None:
+    deadline_s = time.monotonic() + 15
+    while not held or held[-1] != last:
+        assert time.monotonic() < deadline_s, held
+        await asyncio.sleep(0.005)
+
+
+async def test_reading_begins_with_the_last_record_and_goes_on_at_once(kafka: Kafka) -> None:
+    topic = f"changed-{secrets.token_hex(4)}"
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for made in admin.create_topics([NewTopic(topic, 12, 1)]).values():
+        await asyncio.to_thread(made.result, 20)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 0})
+    held: list[int] = []
+    times_s: list[float] = []
+
+    def send(revision: int, period: str = MAIN_PERIOD) -> None:
+        producer.produce(topic, events.encode(publication(revision)), key=period.encode())
+        assert producer.flush(10) == 0
+
+    def deliver(publications: Sequence[Publication]) -> None:
+        held.extend(p.revision for p in publications)
+        times_s.append(time.monotonic())
+
+    for revision in range(1, 6):
+        await asyncio.to_thread(send, revision)
+    await asyncio.to_thread(send, 99, "other:all-time")
+    reader = Publications(kafka.bootstrap, wanted={MAIN_PERIOD}.__contains__, deliver=deliver, topic=topic)
+    reading = asyncio.create_task(reader.run())
+    await asyncio.wait_for(reader.caught_up.wait(), 20)
+    at_start = list(held)
+    took_s = []
+    for revision in range(6, 16):
+        began_s = time.monotonic()
+        await asyncio.to_thread(send, revision)
+        await _until(held, revision)
+        took_s.append(times_s[-1] - began_s)
+    reading.cancel()
+    await asyncio.wait([reading])
+
+    assert reader.assigned
+    assert at_start == [5]
+    assert held == list(range(5, 16))
+    assert sorted(took_s)[5] < 0.1
