@@ -564,7 +564,8 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
             "version": "1",
             "description": "A live leaderboard: actions go in, and standings come out at a named revision. "
             "Errors are problems (RFC 9457) unless a call says otherwise; a path answers 405 with Allow to a "
-            "method it does not have, and 431 to more than 64 headers or 8 KiB of them.",
+            "method it does not have, 400 to a request without exactly one Host, 414 to a path of more than "
+            "8 KiB, and 431 to more than 64 headers or 8 KiB of them.",
         },
         "tags": [
             {"name": "actions", "description": "What users did."},

@@ -40,6 +40,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **keywords)
         self.sending_since_s = 0.0
         self.reading_since_s = 0.0
+        self._begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,6 +51,10 @@ class Protocol(HttpToolsProtocol):
             self.sending_since_s = self.loop.time()
         super().data_received(data)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun = True
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         # The body has a deadline of its own.
@@ -58,6 +63,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self.sending_since_s = 0.0
+        self._begun = False
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -78,10 +84,10 @@ class Protocol(HttpToolsProtocol):
         if self.reading_since_s and now_s - self.reading_since_s > READ_S:
             self.transport.abort()
         elif self.sending_since_s and now_s - self.sending_since_s > RECEIVE_S:
-            if self.cycle is None or (self.cycle.response_complete and not self.headers):
+            if not self._begun:
                 # Nothing was said at all: there is nothing to answer.
                 self.transport.close()
-            elif self.cycle.response_started and not self.cycle.response_complete:
+            elif self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
                 self.transport.abort()
             else:
                 self._answer_and_close(408, "request_timeout", "The request did not arrive in time.")
