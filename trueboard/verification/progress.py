@@ -96,6 +96,7 @@ class Log:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "enable.partition.eof": False,
+                "fetch.wait.max.ms": 20,
                 "log_level": 0,
             }
         )
@@ -116,29 +117,37 @@ class Log:
             raise Unavailable(f"Kafka does not tell the ends of partition {partition} of {SUBMITTED.name}")
         return int(ends[0]), int(ends[1])
 
-    def records(self, partition: int, offsets: list[int]) -> dict[int, Record]:
-        """Key and value at these offsets, ascending; what the log does not have is left out.
+    def records(self, wanted: dict[int, list[int]]) -> dict[int, dict[int, Record]]:
+        """Key and value at these offsets of each partition, ascending; what is not there is left out.
 
         Raises:
             Unavailable: Kafka gives nothing for `_ANSWER_S`.
         """
-        wanted, found = set(offsets), dict[int, Record]()
-        at, until_s = offsets[0] - 1, time.monotonic() + _ANSWER_S
+        found: dict[int, dict[int, Record]] = {partition: {} for partition in wanted}
+        asked = {partition: set(offsets) for partition, offsets in wanted.items()}
+        open_ = {partition: offsets[-1] for partition, offsets in wanted.items() if offsets}
+        until_s = time.monotonic() + _ANSWER_S
         with unavailable():
-            self._consumer.assign([TopicPartition(SUBMITTED.name, partition, offsets[0])])
+            self._consumer.assign(
+                [TopicPartition(SUBMITTED.name, partition, wanted[partition][0]) for partition in open_]
+            )
             try:
-                while at < offsets[-1]:
+                while open_:
                     if time.monotonic() > until_s:
-                        raise Unavailable(f"Kafka does not give record {at + 1} of partition {partition}")
-                    for message in self._consumer.consume(1000, timeout=0.2):
+                        raise Unavailable(f"Kafka does not give records of partitions {sorted(open_)}")
+                    for message in self._consumer.consume(1000, timeout=0.1):
                         error = message.error()
                         if error is not None:
                             if error.code() == KafkaError._ALL_BROKERS_DOWN:
                                 continue
                             raise KafkaException(error)
-                        at, until_s = message.offset(), time.monotonic() + _ANSWER_S
-                        if at in wanted:
-                            found[at] = (message.key(), message.value())
+                        until_s = time.monotonic() + _ANSWER_S
+                        partition, at = message.partition(), message.offset()
+                        if at in asked[partition]:
+                            found[partition][at] = (message.key(), message.value())
+                        if at >= open_.get(partition, at + 1):
+                            del open_[partition]
+                            self._consumer.pause([TopicPartition(SUBMITTED.name, partition)])
             finally:
                 self._consumer.unassign()
         return found
@@ -154,6 +163,8 @@ def check(connection: Connection, log: Log, found: Check) -> None:
             found.differs("a record with two traces", partition=partition, offset=offset, expected=1, found=2)
         seen.add(offset)
     present = log.topic_id() if partitions else ""
+    untraced: dict[int, list[int]] = {}
+    wanted: dict[int, list[int]] = {}
     for one in partitions:
         found.saw()
         _within(one, found)
@@ -169,7 +180,22 @@ def check(connection: Connection, log: Log, found: Check) -> None:
                 found=one.next_offset,
             )
             continue
-        _untraced(connection, log, one, first, accounted.get(one.partition, set()), found)
+        traced, last = accounted.get(one.partition, set()), one.next_offset - 1
+        begin = max(first, one.next_offset - LOOK_BACK)
+        found.saw(one.next_offset - begin)
+        untraced[one.partition] = [offset for offset in range(begin, one.next_offset) if offset not in traced]
+        wanted[one.partition] = sorted({*untraced[one.partition], *range(max(begin, last), one.next_offset)})
+    records = log.records(wanted) if any(wanted.values()) else {}
+    for one in partitions:
+        of_log = records.get(one.partition, {})
+        if (before := of_log.get(one.next_offset - 1)) is not None:
+            _fingerprint(one, before, found)
+        _repeats(
+            connection,
+            one,
+            [(at, of_log[at]) for at in untraced.get(one.partition, []) if at in of_log],
+            found,
+        )
 
 
 def _within(one: Partition, found: Check) -> None:
@@ -190,43 +216,26 @@ def _within(one: Partition, found: Check) -> None:
         )
 
 
-def _untraced(
-    connection: Connection, log: Log, one: Partition, first: int, traced: set[int], found: Check
-) -> None:
-    """The record before the next offset, and those that must repeat what is known."""
-    begin = max(first, one.next_offset - LOOK_BACK)
-    offsets = [offset for offset in range(begin, one.next_offset) if offset not in traced]
-    last = one.next_offset - 1
-    wanted = offsets if last < begin or last in offsets else [*offsets, last]
-    records = log.records(one.partition, wanted) if wanted else {}
-    if last in records:
-        key, value = records[last]
-        wanted_fingerprint = hashlib.sha256((key or b"") + b"\x00" + (value or b"")).digest()[:16]
-        if one.fingerprint != wanted_fingerprint:
-            found.differs(
-                "the record before the next offset",
-                partition=one.partition,
-                offset=last,
-                expected=wanted_fingerprint.hex(),
-                found=None if one.fingerprint is None else one.fingerprint.hex(),
-            )
-    named = {offset: _named(records[offset][1]) for offset in offsets if offset in records}
-    places = [offset for offset, name in named.items() if name is not None]
-    judged = {
-        row[0]
-        for row in connection.execute(
-            _JUDGED,
-            (
-                list(range(len(places))),
-                [(named[offset] or ("", ""))[0] for offset in places],
-                [(named[offset] or ("", ""))[1] for offset in places],
-            ),
+def _fingerprint(one: Partition, last: Record, found: Check) -> None:
+    key, value = last
+    wanted = hashlib.sha256((key or b"") + b"\x00" + (value or b"")).digest()[:16]
+    if one.fingerprint != wanted:
+        found.differs(
+            "the record before the next offset",
+            partition=one.partition,
+            offset=one.next_offset - 1,
+            expected=wanted.hex(),
+            found=None if one.fingerprint is None else one.fingerprint.hex(),
         )
-    }
-    known = {places[place] for place in judged}
-    found.saw(one.next_offset - begin)
-    for offset, name in named.items():
-        if offset not in known:
+
+
+def _repeats(connection: Connection, one: Partition, records: list[tuple[int, Record]], found: Check) -> None:
+    """These records left no trace of their own: each must repeat an action that the ledger has."""
+    named = [_named(value) for _, (_, value) in records]
+    users, actions = ([name[part] if name else None for name in named] for part in (0, 1))
+    judged = {row[0] for row in connection.execute(_JUDGED, (list(range(len(records))), users, actions))}
+    for place, ((offset, _), name) in enumerate(zip(records, named, strict=True)):
+        if place not in judged:
             found.differs(
                 "a record passed over",
                 partition=one.partition,
