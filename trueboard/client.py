@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ _FIRST_PAUSE_S = 0.1
 _ANSWER_S = 20.0
 _TOKEN_LIFE_S = 900
 _RECEIPTS_AT_ONCE = 32
+_ROWS_AT_ONCE = 5_000
 
 Key = tuple[str, str]
 """User id and action id."""
@@ -199,8 +201,8 @@ JOIN revisions r ON r.batch = l.batch
 """
 
 _BETWEEN: Final = """
-SELECT p.user_id, l.action_id FROM ledger l JOIN players p USING (player)
-WHERE l.action_id > %s AND l.action_id < %s AND l.seq = 0 ORDER BY l.action_id
+SELECT coalesce(p.user_id, ''), l.action_id, l.verdict FROM ledger l JOIN players p USING (player)
+WHERE l.action_id > %s AND l.action_id < %s AND l.seq = 0
 """
 
 
@@ -217,25 +219,43 @@ class InLedger:
         rows = await self._rows(_JUDGED, ([user for user, _ in wanted], [action for _, action in wanted]))
         return {(row[0], row[1]): Verdict(*row[2:]) for row in rows}
 
-    async def between(self, after: str, before: str) -> list[Key]:
-        """Every judged action whose id lies between these two, by bytes. Raises Unavailable."""
-        return [(row[0], row[1]) for row in await self._rows(_BETWEEN, (after, before))]
+    async def between(self, after: str, before: str) -> AsyncIterator[tuple[str, str, str]]:
+        """(user id, action id, verdict) of every judged action whose id lies between these, by bytes.
+
+        Raises:
+            Unavailable: they cannot be read now.
+        """
+        with self._answering():
+            connection = await self._connected()
+            async with connection.transaction(), connection.cursor(name="between") as cursor:
+                cursor.itersize = _ROWS_AT_ONCE
+                await cursor.execute(_BETWEEN, (after, before))
+                async for row in cursor:
+                    yield row[0], row[1], row[2]
 
     async def _rows(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._answering():
+            return await (await (await self._connected()).execute(query, parameters)).fetchall()
+
+    async def _connected(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url,
+                autocommit=True,
+                connect_timeout=connections.CONNECT_TIMEOUT_S,
+                application_name="trueboard client",
+                options="-c default_transaction_read_only=on -c timezone=UTC -c jit=off",
+            )
+        return self._connection
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
         with connections.unavailable():
             try:
-                connection = self._connection
-                if connection is None or connection.closed:
-                    connection = self._connection = await psycopg.AsyncConnection.connect(
-                        self._url,
-                        autocommit=True,
-                        connect_timeout=connections.CONNECT_TIMEOUT_S,
-                        application_name="trueboard client",
-                        options="-c default_transaction_read_only=on -c timezone=UTC -c jit=off",
-                    )
-                return await (await connection.execute(query, parameters)).fetchall()
+                yield
             except psycopg.OperationalError:
-                await self.close()
+                # The next question asks on a connection of its own.
+                self._connection = None
                 raise
 
     async def close(self) -> None:
