@@ -151,7 +151,7 @@ class Judge:
                 )
                 for piece in slices
             }
-            people, found, fresh, renamed = self._who(batch, incoming)
+            people, found, fresh, renamed = self._who(batch, incoming, runs)
             involved += people
             existing = (
                 batch.existing(
@@ -212,7 +212,7 @@ class Judge:
         return self._rules
 
     def _who(
-        self, batch: OpenBatch, incoming: Sequence[Incoming]
+        self, batch: OpenBatch, incoming: Sequence[Incoming], runs: dict[int, int]
     ) -> tuple[list[Person], dict[str, Person], set[int], dict[int, str]]:
         """Who sent each record; those not at hand before; those new in this world; new names."""
         find = self._people.find
@@ -221,8 +221,8 @@ class Judge:
         for item in incoming:
             user_id = item.record.user_id
             if user_id not in at_hand:
-                at_hand[user_id] = find(user_id)
-            if item.record.username is not None:
+                at_hand[user_id] = find(user_id, item.partition, runs[item.partition])
+            if item.record.username is not None and item.offset >= batch.progress[item.partition].next_offset:
                 names[user_id] = item.record.username
         missing = sorted(user_id for user_id, known in at_hand.items() if known is None)
         found: dict[str, Person] = {}

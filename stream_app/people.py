@@ -27,6 +27,10 @@ class _Wanted:
     since_us: int
     until_us: int
 
+    def is_known(self) -> bool:
+        recent = self.person.recent
+        return recent is not None and recent.covers(self.since_us, self.until_us)
+
 
 class People:
     """Players at hand, by user id."""
@@ -62,7 +66,14 @@ class People:
         run, _ = self._runs[partition]
         self._runs[partition] = (run, next_offset)
 
-    def find(self, user_id: str) -> Person | None:
+    def find(self, user_id: str, partition: int, run: int) -> Person | None:
+        """The player, if it was read or written in this run: in another one its name may be another."""
+        person = self._found(user_id)
+        if person is None or (person.partition, person.run) != (partition, run):
+            return None
+        return person
+
+    def _found(self, user_id: str) -> Person | None:
         person = self._young.get(user_id)
         if person is None:
             person = self._old.pop(user_id, None)
@@ -95,15 +106,14 @@ class People:
         `fresh` are players interned in this transaction: nobody has judged anything of theirs.
         """
         wanted: dict[int, _Wanted] = {}
-        for index, item in enumerate(incoming):
-            person = people[index]
+        for person, item in zip(people, incoming, strict=True):
             run = runs[item.partition]
-            if person.recent is not None and (person.run != run or person.partition != item.partition):
+            if person.run != run or person.partition != item.partition:
                 person.recent = None
-            if person.recent is None:
-                if person.player in fresh:
-                    person.recent = Recent()
                 person.partition, person.run = item.partition, run
+        for person, item in zip(people, incoming, strict=True):
+            if person.recent is None and person.player in fresh:
+                person.recent = Recent()
             needed = rules.needed_us(
                 item.record.type,
                 occurred_us=item.occurred_us,
@@ -118,8 +128,10 @@ class People:
             elif known is not None:
                 known.since_us = min(known.since_us, needed[0])
                 known.until_us = max(known.until_us, needed[1])
-            elif person.recent is None or not person.recent.covers(*needed):
+            else:
                 wanted[person.player] = _Wanted(person, *needed)
+        # Asked only now: what is read takes the place of what was known, so it has to hold all of it.
+        wanted = {player: one for player, one in wanted.items() if not one.is_known()}
         if wanted:
             latest_us = max(item.received_us for item in incoming)
             self._read(batch, rules, wanted, latest_us - rules.horizon_us)

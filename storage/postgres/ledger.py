@@ -550,7 +550,7 @@ class OpenBatch:
 
     def _delta(self, period: str) -> DeltaColumns:
         row = self._cursor.fetchone()
-        if row is None or row[0] is None:
+        if row is None or row[1] is None:
             return empty_delta(period)
         return DeltaColumns(period, *row)
 
