@@ -143,13 +143,14 @@ def build(settings: Settings, world: World, chance: Chance = _REAL) -> Asgi:
         monotonic_s=chance.monotonic_s,
     )
     routes = routes_of(settings, world, chance)
+    served = {route.path: door.serve(route) for route in routes}
     app = Litestar(
-        route_handlers=[_mount(route, door.serve(route)) for route in routes],
+        route_handlers=[_mount(route, served[route.path]) for route in routes],
         openapi_config=None,
         exception_handlers={HTTPException: _routing_error},
         logging_config=None,
     )
-    return door.guard(app)
+    return door.guard(app, {path: handler for path, handler in served.items() if "{" not in path})
 
 
 def _mount(route: Route, served: Asgi) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from prometheus_client import Counter
 
+from ingest.requests import Request
 from service import metrics
 
 FLUSH_EVERY_S: Final = 0.1
@@ -23,7 +24,7 @@ MOST_LINES: Final = 20_000
 """Lines kept until they can be written; more are counted and left out."""
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     time: str
     level: str
     service: str
@@ -53,6 +54,7 @@ class Attempts:
         self._lines: list[bytes] = []
         self._left_out = 0
         self._flushing: asyncio.TimerHandle | None = None
+        self._second, self._prefix = -1, ""
         self._counters: dict[tuple[str, str, str], Counter] = {}
 
     def count(self, contract: str, outcome: str, code: str) -> None:
@@ -63,48 +65,44 @@ class Attempts:
             counter = self._counters[labels] = metrics.SUBMISSIONS.labels(*labels)
         counter.inc()
 
-    def log(
-        self,
-        *,
-        trace_id: str,
-        contract: str,
-        status: int,
-        outcome: str,
-        code: str,
-        duration_s: float,
-        user_id: str | None = None,
-        client: str | None = None,
-        action_id: str | None = None,
-        outcomes: dict[str, int] | None = None,
-    ) -> None:
-        """Put down the line of one attempt; `outcomes` are those of a batch's actions."""
+    def log(self, request: Request, status: int, duration_s: float) -> None:
+        """Put down the line of one attempt, as the request tells it."""
         if len(self._lines) >= MOST_LINES:
             self._left_out += 1
             return
+        record, outcomes = request.record, request.outcomes
         self._lines.append(
             _encode(
                 _Line(
-                    time=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-                    level="warning" if status >= 500 else "info",
-                    service="ingest",
-                    logger="ingest.attempts",
-                    event="submission_answered",
-                    trace_id=trace_id,
-                    contract=contract,
-                    status=status,
-                    outcome=outcome,
-                    code=code,
-                    duration_ms=round(duration_s * 1000, 2),
-                    user_id=user_id,
-                    client=client,
-                    action_id=action_id,
-                    outcomes=outcomes,
-                    actions=None if outcomes is None else sum(outcomes.values()),
+                    self._now(),
+                    "warning" if status >= 500 else "info",
+                    "ingest",
+                    "ingest.attempts",
+                    "submission_answered",
+                    request.trace.trace_id,
+                    request.contract or "",
+                    status,
+                    request.outcome,
+                    request.code,
+                    round(duration_s * 1000, 2),
+                    None if record is None else record.user_id,
+                    request.client,
+                    None if record is None else record.action_id,
+                    None if outcomes is None else sum(outcomes.values()),
+                    outcomes,
                 )
             )
         )
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_later(FLUSH_EVERY_S, self.flush)
+
+    def _now(self) -> str:
+        """The instant as in every other line; the part down to seconds is written once a second."""
+        second, nanosecond = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return f"{self._prefix}{nanosecond // 1000:06d}Z"
 
     def flush(self) -> None:
         """Write what is in hand."""

@@ -87,8 +87,11 @@ class Door:
         self._timers: dict[tuple[str, int], Any] = {}
         self._said_until_s = float("-inf")
 
-    def guard(self, app: Asgi) -> Asgi:
-        """`app` behind the checks of framing."""
+    def guard(self, app: Asgi, fixed: Mapping[str, Asgi]) -> Asgi:
+        """`app` behind the checks of framing; what serves a `fixed` path is called without it.
+
+        `app` would only pass those on, and takes some 10 µs to do so.
+        """
 
         async def guarded(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
@@ -102,7 +105,8 @@ class Door:
                 reply.headers.append((b"connection", b"close"))
                 await self._send(request, reply, "none", send)
                 return
-            await app(scope, receive, send)
+            served = fixed.get(scope["path"])
+            await (app if served is None else served)(scope, receive, send)
 
         return guarded
 
@@ -173,19 +177,7 @@ class Door:
         contract = request.contract or ""
         if request.outcomes is None:
             self._attempts.count(contract, request.outcome, request.code)
-        record = request.record
-        self._attempts.log(
-            trace_id=request.trace.trace_id,
-            contract=contract,
-            status=status,
-            outcome=request.outcome,
-            code=request.code,
-            duration_s=self._monotonic_s() - request.started_s,
-            user_id=None if record is None else record.user_id,
-            client=request.client,
-            action_id=None if record is None else record.action_id,
-            outcomes=request.outcomes,
-        )
+        self._attempts.log(request, status, self._monotonic_s() - request.started_s)
 
     def _check_framing(self, scope: Any) -> None:
         headers = scope["headers"]

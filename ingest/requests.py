@@ -7,6 +7,7 @@ that are no UTF-8, a label that says another encoding) is refused, never guessed
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, NoReturn, TypeVar, cast
@@ -50,6 +51,7 @@ class Request:
         "contract",
         "decision",
         "extra",
+        "fields",
         "headers",
         "outcome",
         "outcomes",
@@ -73,6 +75,8 @@ class Request:
         self.scope, self._receive, self.shape = scope, receive, shape
         self.address, self.started_s = address, started_s
         self.headers: HeaderList = scope["headers"]
+        self.fields = dict(self.headers)
+        """The headers by name; only where none is there twice are they the same."""
         self.path_params: dict[str, str] = scope.get("path_params", {})
         self.decision: Decision | None = None
         """What the limits said, once they were asked."""
@@ -88,20 +92,16 @@ class Request:
         """Whether the verdict was waited for."""
         self.extra: HeaderList = []
         """Headers of the reply, whatever it is."""
-        self.trace: Trace = tracing.child(tracing.parse(self.header(b"traceparent")))
+        self.trace: Trace = _trace(self.header(b"traceparent"))
 
     def header(self, name: bytes) -> bytes | None:
         """A header's value, None if it is absent or there more than once."""
-        found = None
-        for each, value in self.headers:
-            if each == name:
-                if found is not None:
-                    return None
-                found = value
-        return found
+        if len(self.fields) != len(self.headers) and sum(each == name for each, _ in self.headers) > 1:
+            return None
+        return self.fields.get(name)
 
     def has(self, name: bytes) -> bool:
-        return any(each == name for each, _ in self.headers)
+        return name in self.fields
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body.
@@ -109,15 +109,10 @@ class Request:
         Raises:
             Refused: 415 for another media type or a compressed body, 413 for a larger one.
         """
-        length = None
-        media_type = None
-        for name, value in self.headers:
-            if name == b"content-type":
-                media_type = value if media_type is None else b""
-            elif name == b"content-length":
-                length = value
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                raise _not_json("The body must not be compressed.")
+        length = self.fields.get(b"content-length")
+        media_type = self.header(b"content-type")
+        if self.has(b"content-encoding") and self.header(b"content-encoding") != b"identity":
+            raise _not_json("The body must not be compressed.")
         if length is not None and (not length.isdigit() or len(length) > 12 or int(length) > most_bytes):
             raise too_large(f"A body may have {most_bytes} bytes here.")
         if media_type != b"application/json" and (
@@ -180,6 +175,8 @@ class Request:
 
     def preferred_wait_s(self) -> int:
         """Seconds of `Prefer: wait=…` (RFC 7240), at most ten; 0 without one."""
+        if b"prefer" not in self.fields:
+            return 0
         for name, value in self.headers:
             if name == b"prefer":
                 for preference in value.decode("latin-1").split(","):
@@ -302,6 +299,14 @@ def position_headers(epoch: str, revision: int) -> HeaderList:
 def action_headers(action_id: str) -> HeaderList:
     name = action_id.encode()
     return [(b"trueboard-action", name), (b"location", b"/v1/actions/" + name)]
+
+
+def _trace(header: bytes | None) -> Trace:
+    """The next step of the caller's trace, or a fresh one."""
+    if header is not None and (parent := tracing.parse(header)) is not None:
+        return tracing.child(parent)
+    drawn = os.urandom(24).hex()
+    return Trace(drawn[:32], drawn[32:])
 
 
 def _unreadable() -> Refused:
