@@ -150,17 +150,20 @@ class Stream:
         for records in batches:
             joined.setdefault(records[0].partition, []).extend(records)
         slices, dead = [], []
+        in_a_row: dict[int, int] = {}
         for partition in sorted(joined):
             records = joined[partition]
             if records[-1].offset - records[0].offset + 1 != len(records):
                 raise Stopped(partition, "the log has holes: it was compacted or written in transactions")
             piece, letters = intake.read_slice(records)
-            self._count_in_a_row(piece)
+            in_a_row[partition] = self._counted_in_a_row(piece)
             slices.append(piece)
             dead += letters
         if dead:
             self._dead_letters.send(dead)
         outcome = self._judge.carry_out(self.log, slices)
+        # Only now: a step that has to be repeated counts once.
+        self._in_a_row.update(in_a_row)
         if outcome.content is not None:
             self._hand.put(outcome.content)
         for letter in dead:
@@ -171,8 +174,12 @@ class Stream:
         metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - begun_s)
         return outcome, slices
 
-    def _count_in_a_row(self, piece: Slice) -> None:
-        """Stop a partition that brings nothing but what cannot be read."""
+    def _counted_in_a_row(self, piece: Slice) -> int:
+        """How many unreadable records in a row the partition has come to.
+
+        Raises:
+            Stopped: more than are believed to be the records' fault.
+        """
         before = self._in_a_row[piece.partition]
         run = 0 if piece.incoming else before
         ends_unreadable = 0
@@ -187,7 +194,7 @@ class Stream:
                 f"{in_a_row} unreadable records in a row, up to offset {piece.last}: "
                 "whoever writes them has to be stopped first",
             )
-        self._in_a_row[piece.partition] = in_a_row
+        return in_a_row
 
     def _told(self, outcome: Outcome, slices: Sequence[Slice]) -> None:
         self._replier.add(outcome)

@@ -47,6 +47,8 @@ def read_slice(records: Sequence[Any]) -> tuple[Slice, list[DeadLetter]]:
             continue
         reply_to = traceparent = None
         for name, content in record.headers:
+            if content is None:
+                continue
             if name == "reply_to":
                 reply_to = content.decode("ascii", "ignore")
             elif name == "traceparent":

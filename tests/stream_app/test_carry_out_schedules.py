@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import psycopg
@@ -175,7 +175,7 @@ class Schedules(RuleBasedStateMachine):
             self.next_offsets[piece.partition] = max(self.next_offsets[piece.partition], piece.last + 1)
         self.changed = True
 
-    groups = {
+    groups: ClassVar[dict[str, Any]] = {
         "who": st.integers(0, WORKERS - 1),
         "partitions": st.sets(st.integers(0, PARTITIONS - 1), min_size=1),
         "size": st.integers(1, 12),
@@ -344,7 +344,8 @@ class Schedules(RuleBasedStateMachine):
         names = dict(connection.execute("SELECT user_id, username FROM players").fetchall())
         assert names == self.model.names
         introduced = connection.execute(
-            "SELECT p.user_id FROM people_changed c, unnest(c.players) u(player) JOIN players p USING (player)"
+            "SELECT p.user_id FROM people_changed c, unnest(c.players) u(player)"
+            " JOIN players p USING (player)"
         ).fetchall()
         assert {row[0] for row in introduced} == set(names)
 

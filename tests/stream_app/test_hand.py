@@ -1,0 +1,68 @@
+"""What was just committed, kept for followers: bounded, and never of a history that is gone."""
+
+from __future__ import annotations
+
+from storage.followers import At
+from storage.postgres.contents import Content, PeriodChange, Row
+from storage.postgres.deltas import Link
+from stream_app import hand
+from stream_app.hand import Hand
+
+
+def content(revision: int, *, previous: int | None = None, rows: int = 1, digest: str = "d") -> Content:
+    at = At("e", revision, digest)
+    row = Row("p", "a", 0, "level", "accepted", None, 1, 0, 0, "1")
+    before = revision - 1 if previous is None else previous
+    return Content(
+        at, 0, [row] * rows, periods=[PeriodChange("main", "all-time", Link(at, before, 1, 0), [])]
+    )
+
+
+def test_a_revision_is_found_by_its_number_and_by_its_periods_chain():
+    kept = Hand()
+    one = content(7, previous=4)
+    kept.put(one)
+
+    assert kept.content(7) is one
+    assert kept.link_after("main:all-time", 4) is one.periods[0]
+    assert kept.link_after("main:all-time", 6) is None
+    assert kept.content(8) is None
+
+
+def test_only_the_latest_are_kept():
+    kept = Hand()
+    for revision in range(1, hand.MOST_REVISIONS + 11):
+        kept.put(content(revision))
+
+    assert kept.content(10) is None
+    assert kept.link_after("main:all-time", 9) is None
+    assert kept.content(11) is not None
+    assert kept.link_after("main:all-time", 10) is not None
+
+
+def test_rows_bound_what_is_kept_too():
+    kept = Hand()
+    kept.put(content(1, rows=hand.MOST_ROWS - 1))
+    kept.put(content(2, rows=2))
+
+    assert (kept.content(1), kept.content(2) is None) == (None, False)
+
+
+def test_a_revision_whose_history_was_replaced_gives_way():
+    kept = Hand()
+    kept.put(content(5, previous=3, digest="lost"))
+    kept.put(content(5, previous=4, digest="now"))
+
+    assert kept.content(5).at.digest == "now"
+    assert kept.link_after("main:all-time", 3) is None
+    assert kept.link_after("main:all-time", 4).link.at.digest == "now"
+
+
+def test_replacing_over_and_over_leaves_no_room_taken():
+    kept = Hand()
+    for _ in range(3 * hand.MOST_ROWS // 1000):
+        kept.put(content(5, rows=1000))
+    kept.put(content(6, rows=1000))
+
+    assert kept.content(5) is not None
+    assert kept.content(6) is not None
