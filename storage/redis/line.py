@@ -57,9 +57,6 @@ class Line:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
 
     def execute(self, *arguments: Argument) -> asyncio.Future[Any]:
         """The answer to one command."""
@@ -99,6 +96,7 @@ class Line:
                 await wire.lost
             finally:
                 self._wire = None
+                wire.close()
             metrics.RECONNECTS.labels("redis").inc()
             _log.warning("redis_connection_lost")
 
