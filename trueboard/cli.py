@@ -17,6 +17,7 @@ from core.errors import TrueboardError
 
 _COMMANDS: Final = {
     "up": ("trueboard.up", "Start everything on this machine and keep it running."),
+    "setup": ("trueboard.setup", "Make Postgres and Kafka ready that somebody else runs."),
     "token": ("trueboard.token", "Print an access token of the development keys."),
     "simulate": ("trueboard.simulate", "Send seeded traffic and account for every action of it."),
     "replay": ("trueboard.replay", "Replay a history that exists, as that of a git repository."),
