@@ -104,6 +104,7 @@ class _Worker:
             Judge(
                 self._judging,
                 most_people=settings.people_at_hand,
+                most_rows=settings.recent_at_hand,
                 max_late_us=int(settings.max_late_s * 1e6),
                 max_early_us=int(settings.max_early_s * 1e6),
             ),
@@ -137,7 +138,7 @@ class _Worker:
             broker_request_timeout=max(60.0, settings.session_timeout_s),
             # Out of range is the ledger's case, not Faust's: it shows as a gap, and is looked at.
             consumer_auto_offset_reset="earliest",
-            consumer_max_fetch_size=1_048_576,
+            consumer_max_fetch_size=262_144,
             web_enabled=False,
         )
         app.max_batch = settings.batch_actions

@@ -100,9 +100,11 @@ def record_fingerprint(key: bytes | None, value: bytes | None) -> bytes:
 class Judge:
     """What one worker keeps between groups: definitions, players at hand, one connection."""
 
-    def __init__(self, ledger: Ledger, *, most_people: int, max_late_us: int, max_early_us: int) -> None:
+    def __init__(
+        self, ledger: Ledger, *, most_people: int, most_rows: int, max_late_us: int, max_early_us: int
+    ) -> None:
         self.ledger = ledger
-        self._people = People(most=most_people, slack_us=max_late_us)
+        self._people = People(most=most_people, most_rows=most_rows, slack_us=max_late_us)
         self._max_late_us, self._max_early_us = max_late_us, max_early_us
         self._definitions: Definitions | None = None
         self._rules: Rules | None = None
@@ -199,6 +201,7 @@ class Judge:
             outcome.content = content_of(
                 appended, plan, delta, incoming, people, sorted(fresh | renamed.keys())
             )
+        self._people.judged(len(plan.judged))
         if incoming:
             self._people.prune(people, rules, max(item.received_us for item in incoming))
         return outcome

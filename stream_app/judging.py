@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -85,8 +85,6 @@ LEAP: Final = 1 << 40
 
 MAX_LATE_US: Final = 24 * 3600 * 1_000_000
 MAX_EARLY_US: Final = 60 * 1_000_000
-
-T = TypeVar("T")
 
 _encode_reason = msgspec.json.Encoder().encode
 
@@ -204,18 +202,16 @@ def _rows(
     items = [incoming[index] for index in order]
     records = [item.record for item in items]
     judgements = [judged[index] for index in order]
-    types = _Distinct([record.type for record in records])
-    verdicts = _Distinct([judgement.verdict for judgement in judgements])
-    reasons = _Distinct([judgement.reason for judgement in judgements])
+    reasons: dict[Reason | None, str] = {None: ""}
+    for judgement in judgements:
+        if judgement.reason not in reasons:
+            reasons[judgement.reason] = _encode_reason(judgement.reason).decode()
     rows = LedgerRows(
         action_ids=[record.action_id for record in records],
         players=[people[index].player for index in order],
-        types=types.distinct,
-        type_index=types.index,
-        verdicts=list[str](verdicts.distinct),
-        verdict_index=verdicts.index,
-        reasons=[None if reason is None else _encode_reason(reason).decode() for reason in reasons.distinct],
-        reason_index=reasons.index,
+        types=[record.type for record in records],
+        verdicts=[judgement.verdict for judgement in judgements],
+        reasons=[reasons[judgement.reason] for judgement in judgements],
         points=[judgement.points for judgement in judgements],
         occurred_us=[item.occurred_us for item in items],
         received_us=[item.received_us for item in items],
@@ -236,12 +232,3 @@ def _rows(
         for index, item, judgement in zip(order, items, judgements, strict=True)
     ]
     return rows, leaves, order
-
-
-class _Distinct(Generic[T]):
-    """The distinct values of a column, and where each row's stands among them, from 1."""
-
-    def __init__(self, column: Sequence[T]) -> None:
-        places: dict[T, int] = {}
-        self.index = [places.setdefault(value, len(places) + 1) for value in column]
-        self.distinct = list(places)

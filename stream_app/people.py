@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.rates import FOREVER_US, Recent, Rules
+from core.times import US
 from storage.postgres.ledger import ACCEPTED, BACKFILL, OpenBatch, PlayerRow
 from stream_app.judging import Incoming, Person
+
+LATENESS_KEPT_US: Final = 5 * 60 * US
+"""How late most actions come; those later are judged at the price of reading the ledger."""
 
 PRUNE_ROWS: Final = 16
 """A player with fewer recent actions than this is not worth pruning."""
@@ -35,10 +39,14 @@ class _Wanted:
 class People:
     """Players at hand, by user id."""
 
-    def __init__(self, *, most: int, slack_us: int) -> None:
-        """`most` players at the most; `slack_us` how late an action that is no backfill may come."""
-        self._half = max(1, most // 2)
+    def __init__(self, *, most: int, most_rows: int, slack_us: int) -> None:
+        """`most` players and about `most_rows` of their recent actions at the most.
+
+        `slack_us` is how late an action that is no backfill may come.
+        """
+        self._half, self._half_rows = max(1, most // 2), max(1, most_rows // 2)
         self._slack_us = slack_us
+        self._young_rows = 0
         self._young: dict[str, Person] = {}
         self._old: dict[str, Person] = {}
         self._runs: dict[int, tuple[int, int]] = {}
@@ -51,6 +59,7 @@ class People:
         """Definitions or people have changed: believe nothing."""
         self._young.clear()
         self._old.clear()
+        self._young_rows = 0
 
     def run_of(self, partition: int, next_offset: int) -> int:
         """The run this partition is in; a new one if somebody else has moved its progress."""
@@ -87,10 +96,12 @@ class People:
             self._keep(user_id, person)
 
     def _keep(self, user_id: str, person: Person) -> None:
-        if len(self._young) >= self._half:
+        if len(self._young) >= self._half or self._young_rows >= self._half_rows:
             self._old = self._young
-            self._young = {}
+            self._young, self._young_rows = {}, 0
         self._young[user_id] = person
+        if person.recent is not None:
+            self._young_rows += len(person.recent)
 
     def ready(
         self,
@@ -167,9 +178,16 @@ class People:
         for player in players:
             wanted[player].person.recent = recents[player]
 
+    def judged(self, rows: int) -> None:
+        """So many recent actions were added to players at hand."""
+        self._young_rows += rows
+
     def prune(self, people: Sequence[Person], rules: Rules, received_us: int) -> None:
-        """Drop what no action received from now on will be judged by, backfills apart."""
-        before_us = received_us - rules.horizon_us - self._slack_us
+        """Drop what no action that comes in time will be judged by.
+
+        One that comes later than `LATENESS_KEPT_US` has what it needs read from the ledger.
+        """
+        before_us = received_us - rules.horizon_us - LATENESS_KEPT_US
         for person in people:
             if person.recent is not None and len(person.recent) > PRUNE_ROWS:
                 person.recent.prune(before_us)

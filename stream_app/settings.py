@@ -37,6 +37,10 @@ class Settings:
     people_at_hand: int = 250_000
     """Players kept in memory; some 700 bytes each."""
 
+    recent_at_hand: int = 3_000_000
+    """Recent actions of theirs kept in memory, about; some 30 to 130 bytes each. Less than the windows
+    of those who act all the time hold means reading them from the ledger over and over."""
+
     batch_actions: int = 2_000
     """Most actions in one transaction and revision."""
 
