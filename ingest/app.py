@@ -6,6 +6,7 @@ Stopping is the list backwards: take no more, finish what is in hand, flush, clo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -55,7 +56,7 @@ from storage.redis.replies import Replies as RedisReplies
 from storage.standings import Standings as StoredStandings
 
 _NOTE_EVERY_S = 0.25
-_NOTES_PER_PROGRESS = 4
+_PROGRESS_EVERY_S = 1.0
 _KAFKA_RETRY_S = 1.0
 _FLUSH_WITHIN_S = 4.5
 
@@ -283,7 +284,8 @@ async def serve(settings: Settings) -> None:
         for task in (
             definitions.watch(),
             _warm(delivery, verifier, readiness),
-            _watch_backlog(backlog, pool, readiness),
+            _watch_backlog(backlog, readiness),
+            _watch_progress(backlog, pool),
         ):
             await stack.enter_async_context(_running(task))
         config = server.configure(app, settings.host, settings.http_port)
@@ -324,19 +326,19 @@ async def _warm(delivery: KafkaDelivery, verifier: TokenVerifier, readiness: Rea
         await asyncio.sleep(_KAFKA_RETRY_S)
 
 
-async def _watch_backlog(backlog: Backlog, pool: Any, readiness: Readiness) -> None:
-    turn = 0
+async def _watch_backlog(backlog: Backlog, readiness: Readiness) -> None:
     while True:
         readiness.beat()
         backlog.note()
-        if turn % _NOTES_PER_PROGRESS == 0:
-            try:
-                backlog.judged_up_to(await reading.progress(pool))
-            except Unavailable:
-                # Not to know how far the stream is means that the oldest action gets older.
-                backlog.note()
-        turn += 1
         await asyncio.sleep(_NOTE_EVERY_S)
+
+
+async def _watch_progress(backlog: Backlog, pool: Any) -> None:
+    """Beside the notes, and not among them: Postgres may freeze, and then the oldest action gets older."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            backlog.judged_up_to(await reading.progress(pool))
+        await asyncio.sleep(_PROGRESS_EVERY_S)
 
 
 async def read_jwks(jwks: str) -> bytes:

@@ -13,10 +13,14 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from core import words
+from ingest.patience import within
 from ingest.ports import Page, Position, RankedEntry, Standings
 from service import metrics
 
 TOP: Final = 10
+
+LONGEST_READ_S: Final = 4.0
+"""Twice what a reader may ask to wait for a revision."""
 
 T = TypeVar("T")
 
@@ -71,16 +75,27 @@ class Boards:
     async def page(
         self, period: str, *, limit: int, after: bytes | None = None, at_least: Position | None = None
     ) -> Page:
-        page = await self._standings.page(period, limit=limit, after=after, at_least=at_least)
+        reading = self._read_page(period, limit, after, at_least)
+        page = await within(LONGEST_READ_S, reading)
         self._count(page)
         return page
 
     async def player(
         self, period: str, user_id: str, at_least: Position | None = None
     ) -> tuple[Page, RankedEntry | None]:
-        page, entry = await self._standings.player(period, user_id, at_least=at_least)
+        page, entry = await within(LONGEST_READ_S, self._read_player(period, user_id, at_least))
         self._count(page)
         return page, entry
+
+    async def _read_page(
+        self, period: str, limit: int, after: bytes | None, at_least: Position | None
+    ) -> Page:
+        return await self._standings.page(period, limit=limit, after=after, at_least=at_least)
+
+    async def _read_player(
+        self, period: str, user_id: str, at_least: Position | None
+    ) -> tuple[Page, RankedEntry | None]:
+        return await self._standings.player(period, user_id, at_least=at_least)
 
     def _count(self, page: Page) -> None:
         (self._miss if page.source == "postgres" else self._hit).inc()

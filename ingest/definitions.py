@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from core.catalogue import Catalogue
-from core.errors import Unavailable
+from core.errors import Refused, Unavailable
 from service import logs
 
 _PAUSE_S = 2.0
@@ -67,7 +67,8 @@ class Definitions:
             try:
                 await self.refresh()
                 said = False
-            except Unavailable as error:
+            except (Refused, Unavailable) as error:
+                # A catalogue of a later version than this process can read leaves the old one too.
                 if not said:
                     _log.warning("definitions_unreadable", detail=error.detail)
                 said = True

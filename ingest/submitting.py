@@ -20,6 +20,7 @@ from core.receipts import Judged
 from core.times import US, parse_us
 from core.topics import SUBMITTED
 from ingest.backlog import Backlog
+from ingest.patience import within
 from ingest.ports import Delivery, Markers, Position, Receipts, Replies, Standings
 from service.tracing import Trace
 from storage.redis.markers import Marker
@@ -180,15 +181,11 @@ class Submitting:
 
     async def from_ledger(self, user_id: str, action_id: str) -> Judged | None:
         """As `judged`, but raises Unavailable where a store does not answer in time."""
-        try:
-            async with asyncio.timeout(_LEDGER_BUDGET_S):
-                judged = await self._found.find(user_id, action_id)
-            if judged is None:
-                return None
-            async with asyncio.timeout(_SCORE_BUDGET_S):
-                return await self.with_score(judged)
-        except TimeoutError as error:
-            raise Unavailable("The ledger does not answer in time.", code="board_rebuilding") from error
+        judged = await within(_LEDGER_BUDGET_S, self._find(user_id, action_id))
+        return None if judged is None else await within(_SCORE_BUDGET_S, self.with_score(judged))
+
+    async def _find(self, user_id: str, action_id: str) -> Judged | None:
+        return await self._found.find(user_id, action_id)
 
     async def with_score(self, judged: Judged) -> Judged:
         """The same with the player's score and rank at a revision not before the verdict's.

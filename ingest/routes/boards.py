@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from core import scopes, words
@@ -12,10 +12,11 @@ from core.errors import Refused, Unavailable
 from core.ranking import member
 from core.times import HIGHEST_US, LOWEST_US, format_us
 from ingest import cursors
-from ingest.boards import Boards
+from ingest.boards import LONGEST_READ_S, Boards
 from ingest.cursors import HELD_S, Cursor
 from ingest.door import Endpoint, Route
 from ingest.limiting import Gate, missing_token
+from ingest.patience import within
 from ingest.ports import Claims, Position, RankedEntry
 from ingest.requests import HeaderList, Reply, Request, json_reply, position_headers
 
@@ -39,7 +40,7 @@ class PastEntry(Protocol):
     def reached_at_us(self) -> int: ...
 
 
-PastPage = Callable[[str, str, int, bytes, int], Awaitable[list[Any] | None]]
+PastPage = Callable[[str, str, int, bytes, int], Coroutine[Any, Any, list[Any] | None]]
 """period, epoch, revision, member after which it begins, limit → entries, None if no longer held."""
 
 
@@ -164,7 +165,10 @@ class BoardRoutes:
             page = None
         if page is not None and (page.epoch, page.revision) == (cursor.epoch, cursor.revision):
             return [(entry.rank, entry) for entry in page.entries]
-        past = await self._past_page(cursor.period, cursor.epoch, cursor.revision, cursor.member, limit)
+        past = await within(
+            LONGEST_READ_S,
+            self._past_page(cursor.period, cursor.epoch, cursor.revision, cursor.member, limit),
+        )
         if past is None:
             raise _expired()
         return list(enumerate(past, cursor.rank + 1))

@@ -6,7 +6,6 @@ not known by then is not named: the answer is then that the action was taken.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +16,7 @@ from core.receipts import Judged
 from ingest.boards import Boards, Encoded
 from ingest.door import Endpoint, Handler, Route
 from ingest.limiting import Gate
+from ingest.patience import within
 from ingest.ports import Page
 from ingest.requests import (
     SINGLE_BYTES,
@@ -215,9 +215,9 @@ class S2(_Waiting):
         if known is not None:
             judged, _ = known
             try:
-                async with asyncio.timeout(_TOP_BUDGET_S):
-                    page = await self._boards.top_at_least((judged.epoch, judged.revision))
-            except (Unavailable, TimeoutError):
+                reading = self._boards.top_at_least((judged.epoch, judged.revision))
+                page = await within(_TOP_BUDGET_S, reading)
+            except Unavailable:
                 page = None
             if page is not None:
                 body = {
