@@ -184,6 +184,9 @@ class Repository:
 
 def _first_line(errors: bytes) -> str:
     lines = errors.decode(errors="replace").strip().splitlines()
+    if lines and lines[0].startswith("usage:"):
+        # What it says where HEAD names nothing.
+        return "there is no commit yet"
     return lines[0] if lines else "it says nothing"
 
 
