@@ -23,7 +23,8 @@ from litestar import route as litestar_route
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from core.errors import Unavailable
+from core import words
+from core.errors import Refused, Unavailable
 from core.times import US
 from ingest import openapi, problems, server
 from ingest.attempts import Attempts
@@ -32,6 +33,7 @@ from ingest.boards import Boards
 from ingest.definitions import Definitions
 from ingest.door import Asgi, Door, Route
 from ingest.limiting import Forwarded, Gate, Rates
+from ingest.patience import within
 from ingest.ports import Delivery, Limits, Markers, Receipts, Replies, Standings, Tickets, Verifier
 from ingest.routes.boards import BoardRoutes, PastPage
 from ingest.routes.contracts import ContractRoutes
@@ -58,6 +60,7 @@ from storage.standings import Standings as StoredStandings
 _NOTE_EVERY_S = 0.25
 _PROGRESS_EVERY_S = 1.0
 _KAFKA_RETRY_S = 1.0
+_FIRST_READ_S = 2.0
 _FLUSH_WITHIN_S = 4.5
 
 _log = logs.get("ingest.app")
@@ -283,7 +286,7 @@ async def serve(settings: Settings) -> None:
         )
         for task in (
             definitions.watch(),
-            _warm(delivery, verifier, readiness),
+            _warm(delivery, verifier, standings, readiness),
             _watch_backlog(backlog, readiness),
             _watch_progress(backlog, pool),
         ):
@@ -312,9 +315,13 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _warm(delivery: KafkaDelivery, verifier: TokenVerifier, readiness: Readiness) -> None:
-    """Have keys and a producer before the first request needs them; keep at it until then."""
+async def _warm(
+    delivery: KafkaDelivery, verifier: TokenVerifier, standings: StoredStandings, readiness: Readiness
+) -> None:
+    """Have keys, a producer and the windows there are before the first request needs them."""
     while True:
+        with contextlib.suppress(Refused, Unavailable):
+            await within(_FIRST_READ_S, standings.page(words.MAIN_PERIOD, limit=1))
         readiness.keys_known = await verifier.keys_known()
         try:
             if not delivery.ready:
