@@ -122,12 +122,12 @@ class Submitting:
         self._backlog.check()
         if wait_s <= 0 or self._backlog.late:
             await self._publish(record, trace, reply=False)
-            await self._markers.remember((record,))
+            self._markers.remember((record,))
             return Outcome(record)
         with self._replies.wait_for(record.user_id, record.action_id) as waiting:
             await self._publish(record, trace, reply=True)
             deadline_s = self._monotonic_s() + wait_s
-            await self._markers.remember((record,))
+            self._markers.remember((record,))
             judged = await waiting.reply(deadline_s - self._monotonic_s())
         if judged is None:
             judged = await self.judged(record.user_id, record.action_id)
@@ -275,7 +275,8 @@ class Submitting:
             for (_, record, replayed), failure in zip(sending, failures, strict=True)
             if failure is None and not replayed
         ]
-        await self._markers.remember(confirmed)
+        if confirmed:
+            self._markers.remember(confirmed)
 
     def _item(
         self, record: SubmittedRecord, trace: Trace, *, reply: bool

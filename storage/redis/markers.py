@@ -73,21 +73,22 @@ class Markers:
         except _NO_ANSWER:
             return [None] * len(keys)
 
-    async def remember(self, records: Sequence[SubmittedRecord]) -> None:
-        """Mark these as published, unless another was before them under the same id."""
-        if not records:
-            return
+    def remember(self, records: Sequence[SubmittedRecord]) -> asyncio.Future[Any]:
+        """Mark these as published, unless another was before them under the same id.
+
+        The command leaves in this turn of the loop, before or with the reply that follows, and
+        whoever looks by this line looks after it; so nobody need await what it gives. It never
+        raises unless it is awaited.
+        """
+        if len(records) == 1:
+            record = records[0]
+            value = _encode((record.fingerprint, record.type, record.received_at))
+            name = key(record.user_id, record.action_id)
+            return self._line.execute("SET", name, value, "NX", "EX", self._ttl_s)
+        # One command for all: answering each by itself costs more than the rest of a batch.
         keys = [key(record.user_id, record.action_id) for record in records]
         values = [_encode((record.fingerprint, record.type, record.received_at)) for record in records]
-        if len(records) == 1:
-            writing = self._line.execute("SET", keys[0], values[0], "NX", "EX", self._ttl_s)
-        else:
-            # One command for all: answering each by itself costs more than the rest of a batch.
-            writing = self._line.execute("EVAL", _REMEMBER, len(keys), *keys, self._ttl_s, *values)
-        try:
-            await writing
-        except _NO_ANSWER:
-            return
+        return self._line.execute("EVAL", _REMEMBER, len(keys), *keys, self._ttl_s, *values)
 
     async def correct(self, judged: Judged) -> None:
         """Mark what the ledger says counted, whatever the marker said."""

@@ -173,7 +173,7 @@ async def test_without_redis_there_are_no_markers_and_no_errors() -> None:
     line = Line("redis://127.0.0.1:1")
     await line.start()
     markers = Markers(line)
-    await markers.remember([record("a"), record("b")])
+    markers.remember([record("a"), record("b")])
     await markers.correct(judged("a"))
 
     assert await markers.found(markers.look("ann", "a")) is None

@@ -115,7 +115,7 @@ class FakeMarkers:
     async def find_many(self, keys: Sequence[tuple[str, str]]) -> list[Marker | None]:
         return [None if self.away else self.held.get(key) for key in keys]
 
-    async def remember(self, records: Sequence[SubmittedRecord]) -> None:
+    def remember(self, records: Sequence[SubmittedRecord]) -> None:
         for record in records:
             if not self.away:
                 marker = Marker(record.fingerprint, record.type, record.received_at)
