@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core import digest
+from core.errors import Unavailable
+from core.topics import SUBMITTED
 from core.words import MAIN_PERIOD
 from tests.core.examples import example
 from tests.stream_app.world import NOW_US, World, fresh_database, submitted
@@ -541,6 +544,42 @@ def test_a_copy_that_moves_while_it_is_read_is_no_difference(
 
     assert looks >= 3
     assert found.first is None
+
+
+# Kafka
+
+
+@pytest.fixture
+def log(memory_kafka: Any) -> Iterator[progress.Log]:
+    """A log of two partitions with ten records in the first, looked at as verify does."""
+    memory_kafka.make_topic(SUBMITTED.name, 2)
+    producer = Producer({"bootstrap.servers": memory_kafka.bootstrap})
+    for n in range(10):
+        producer.produce(SUBMITTED.name, key=b"k%d" % n, value=b"v%d" % n, partition=0)
+    assert producer.flush(10) == 0
+    made = progress.Log(memory_kafka.bootstrap, kind=memory_kafka.kind)
+    yield made
+    made.close()
+
+
+def test_a_log_has_an_id_and_ends(log: progress.Log) -> None:
+    assert log.topic_id() == log.topic_id() != ""
+    assert (log.ends(0), log.ends(1)) == ((0, 10), (0, 0))
+
+
+def test_records_are_read_where_they_stand(log: progress.Log) -> None:
+    found = log.records({0: [2, 7, 9], 1: []})
+    again = log.records({0: [0]})
+
+    assert found == {0: {2: (b"k2", b"v2"), 7: (b"k7", b"v7"), 9: (b"k9", b"v9")}, 1: {}}
+    assert again == {0: {0: (b"k0", b"v0")}}
+
+
+def test_a_log_that_gives_nothing_is_unavailable(log: progress.Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_ANSWER_S", 0.5)
+
+    with pytest.raises(Unavailable):
+        log.records({1: [0]})
 
 
 # The second implementations agree with the first ones.

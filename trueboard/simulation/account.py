@@ -93,11 +93,13 @@ class Account:
     def judged(self, number: int, user: int, verdict: str) -> None:
         """The ledger has this verdict on an action of this run."""
         known = user >= 0 and self.user(number) == user
-        if not known or not self._marks[number] & (CONFIRMED | OPEN) or self._marks[number] & JUDGED:
+        mark = self._marks[number] if known else 0
+        if known:
+            self._marks[number] |= JUDGED
+        if mark & (CONFIRMED | OPEN) and not mark & JUDGED:
+            self.verdicts[verdict] += 1
+        else:
             self.invented += 1
-            return
-        self._marks[number] |= JUDGED
-        self.verdicts[verdict] += 1
 
     def body(self) -> dict[str, Any]:
         """As `docs/interfaces.md` §8 writes it; to be asked when all verdicts were looked up."""

@@ -128,9 +128,10 @@ class Log:
         open_ = {partition: offsets[-1] for partition, offsets in wanted.items() if offsets}
         until_s = time.monotonic() + _ANSWER_S
         with unavailable():
-            self._consumer.assign(
-                [TopicPartition(SUBMITTED.name, partition, wanted[partition][0]) for partition in open_]
-            )
+            places = [TopicPartition(SUBMITTED.name, partition, wanted[partition][0]) for partition in open_]
+            self._consumer.assign(places)
+            # A partition stays paused through a new assignment.
+            self._consumer.resume(places)
             try:
                 while open_:
                     if time.monotonic() > until_s:
