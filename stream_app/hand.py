@@ -89,22 +89,20 @@ class Hand:
 
     def put(self, content: Content) -> None:
         with self._lock:
-            # A revision that was lost with its history gives way to the one that bears its number now.
-            self._drop(content.at.revision)
+            if content.at.revision <= max(self._contents, default=0):
+                # Numbers that come again are those of another history: what is here was lost with its own.
+                self._contents.clear()
+                self._next.clear()
+                self._rows = 0
             self._contents[content.at.revision] = content
             self._rows += len(content.rows)
             for part in content.periods:
                 self._next[words.period_id(part.board, part.window), part.link.previous] = part
             while len(self._contents) > MOST_REVISIONS or self._rows > MOST_ROWS:
-                self._drop(min(self._contents))
-
-    def _drop(self, revision: int) -> None:
-        content = self._contents.pop(revision, None)
-        if content is None:
-            return
-        self._rows -= len(content.rows)
-        for part in content.periods:
-            self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
+                oldest = self._contents.pop(min(self._contents))
+                self._rows -= len(oldest.rows)
+                for part in oldest.periods:
+                    self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
 
     def content(self, revision: int) -> Content | None:
         """The revision, if this worker made it lately."""

@@ -9,6 +9,7 @@ and healed by building anew.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ LIFETIME_S: Final = 60
 """How long an unfinished build is kept after its builder was last heard of."""
 
 
-class Drifted(Exception):
-    """A copy differs from the ledger at its own position."""
+_FORMS: Final = (re.compile(rb"[0-9a-z]{26}"), re.compile(rb"[0-9]{1,18}"), re.compile(rb"[0-9a-f]{64}"))
+"""Epoch, revision and digest: what is written otherwise was written by somebody else."""
 
 
 @contextmanager
@@ -92,8 +93,13 @@ class BoardCopy:
 
     def position(self) -> At | None:
         with unavailable():
-            at: list[Any] = list(self._redis.hmget(self._meta, ["epoch", "revision", "digest"]))
-        if any(part is None for part in at):
+            try:
+                at: list[Any] = list(self._redis.hmget(self._meta, ["epoch", "revision", "digest"]))
+            except redis.ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                return None
+        if any(part is None or form.fullmatch(part) is None for part, form in zip(at, _FORMS, strict=True)):
             return None
         return At(at[0].decode(), int(at[1]), at[2].decode())
 
@@ -204,6 +210,9 @@ class BoardCopy:
             after = after_next
             self._filled(self._run(self._fill, filling, [page, token, LIFETIME_S, pack(_rows(rows))]), token)
             page += 1
+        with self._cursor() as cursor:
+            # No page holds anything later than this; up to here the deltas have to be caught up.
+            least = deltas.head(cursor, self.period) or start
         at = start
         while True:
             with self._cursor() as cursor:
@@ -221,7 +230,10 @@ class BoardCopy:
             )
             page += 1
             at = links[-1]
-            if sum(link.changes for link in links) < deltas.MOST_CHANGES:
+            if (
+                at.at.revision >= least.at.revision
+                and sum(link.changes for link in links) < deltas.MOST_CHANGES
+            ):
                 break
         said = self._run(
             self._swap,
@@ -247,7 +259,7 @@ class BoardCopy:
         differ; a copy that differs is built anew by the caller. To be called by the thread that
         steps, so that the copy stands still meanwhile.
         """
-        differing = 0
+        differing = self._missing_or_added()
         for _ in range(max(1, most // PAGE)):
             at = self.position()
             if at is None:
@@ -262,6 +274,21 @@ class BoardCopy:
             if not after:
                 break
         return differing
+
+    def _missing_or_added(self) -> int:
+        """By how many entries the parts of the copy disagree; readers do not believe it then."""
+        if self.position() is None:
+            return 0
+        with unavailable():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hget(self._meta, "count").hlen(self._m).zcard(self._z)
+            try:
+                count, *sizes = pipe.execute()
+            except redis.ResponseError:
+                return 1
+        if count is None or not count.isdigit():
+            return 1
+        return max(abs(size - int(count)) for size in sizes)
 
     def discard(self) -> None:
         """Let nobody read the copy any more; the next step builds it anew."""

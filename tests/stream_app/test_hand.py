@@ -58,6 +58,17 @@ def test_a_revision_whose_history_was_replaced_gives_way():
     assert kept.link_after("main:all-time", 4).link.at.digest == "now"
 
 
+def test_what_followed_in_a_history_that_was_replaced_is_gone_with_it():
+    kept = Hand()
+    for revision in (4, 5, 6):
+        kept.put(content(revision, digest="lost"))
+    kept.put(content(5, digest="now"))
+
+    assert kept.content(6) is None
+    assert kept.link_after("main:all-time", 5) is None
+    assert kept.content(4) is None
+
+
 def test_replacing_over_and_over_leaves_no_room_taken():
     kept = Hand()
     for _ in range(3 * hand.MOST_ROWS // 1000):
