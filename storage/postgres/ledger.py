@@ -81,18 +81,14 @@ class PlayerRow:
 class LedgerRows:
     """Judged rows as columns, sorted by (action id, player). Instants are µs since 1970.
 
-    `type_index`, `verdict_index` and `reason_index` point (from 1) into the distinct `types`,
-    `verdicts` and `reasons`; a reason is JSON text or None.
+    A reason is JSON text, the empty string where there is none.
     """
 
     action_ids: list[str]
     players: list[int]
     types: list[str]
-    type_index: list[int]
     verdicts: list[str]
-    verdict_index: list[int]
-    reasons: list[str | None]
-    reason_index: list[int]
+    reasons: list[str]
     points: list[int]
     occurred_us: list[int]
     received_us: list[int]
@@ -408,24 +404,22 @@ class OpenBatch:
         self._cursor.execute(
             _INSERT_ROWS,
             (
+                rows.catalogue_version,
+                batch,
                 ",".join(rows.action_ids),
                 arrays.int8s(rows.players),
-                arrays.int8s(rows.type_index),
-                arrays.int8s(rows.verdict_index),
-                arrays.int8s(rows.reason_index),
+                ",".join(rows.types),
+                ",".join(rows.verdicts),
+                # JSON holds no control character, so one can stand between.
+                _BETWEEN.join(rows.reasons),
                 arrays.int8s(rows.points),
+                ",".join(rows.fingerprints),
                 arrays.instants(rows.occurred_us),
                 arrays.instants(rows.received_us),
                 arrays.int8s(rows.backfill),
-                ",".join(rows.fingerprints),
                 arrays.int8s(rows.logs),
                 arrays.int8s(rows.partitions),
                 arrays.int8s(rows.offsets),
-                batch,
-                rows.catalogue_version,
-                rows.types,
-                rows.verdicts,
-                rows.reasons,
             ),
         )
         if self._cursor.rowcount != len(rows.action_ids):
@@ -574,16 +568,15 @@ def judged_rows(
 _INSERT_ROWS: Final = """
 INSERT INTO ledger (action_id, player, seq, kind, type, verdict, reason, points, catalogue_version,
     fingerprint, occurred_at, received_at, backfill, log, kafka_partition, kafka_offset, batch)
-SELECT r.action_id, r.player, 0, 'judged', c.types[r.type], c.verdicts[r.verdict],
-    c.reasons[r.reason]::jsonb, r.points, c.catalogue_version, r.fingerprint, r.occurred_at,
-    r.received_at, r.backfill = 1, r.log, r.partition, r.record_offset, c.batch
-FROM unnest(string_to_array(%s, ','), %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-        %s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::bigint[], string_to_array(%s, ','),
+SELECT r.action_id, r.player, 0, 'judged', r.type, r.verdict, r.reason::jsonb, r.points, %s::text,
+    r.fingerprint, r.occurred_at, r.received_at, r.backfill = 1, r.log, r.partition, r.record_offset,
+    %s::bigint
+FROM unnest(string_to_array(%s, ','), %s::bigint[], string_to_array(%s, ','),
+        string_to_array(%s, ','), string_to_array(%s, chr(31), ''), %s::bigint[],
+        string_to_array(%s, ','), %s::timestamptz[], %s::timestamptz[], %s::bigint[],
         %s::bigint[], %s::bigint[], %s::bigint[])
-    r(action_id, player, type, verdict, reason, points, occurred_at, received_at, backfill,
-        fingerprint, log, partition, record_offset),
-    (SELECT %s::bigint AS batch, %s::text AS catalogue_version, %s::text[] AS types,
-        %s::text[] AS verdicts, %s::text[] AS reasons) c
+    r(action_id, player, type, verdict, reason, points, fingerprint, occurred_at, received_at,
+        backfill, log, partition, record_offset)
 ON CONFLICT DO NOTHING
 """
 
