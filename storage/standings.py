@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 
 import redis.asyncio
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from core.errors import Refused, Unavailable
@@ -97,6 +99,8 @@ class Standings:
             socket_timeout=_REDIS_TIMEOUT_S,
             socket_connect_timeout=_REDIS_TIMEOUT_S,
             max_connections=64,
+            # A reader has Postgres to go to: it does not try Redis again for seconds.
+            retry=Retry(NoBackoff(), 1),
         )
         pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             postgres_url,

@@ -19,6 +19,9 @@ from stream_app.judging import Incoming, Person
 LATENESS_KEPT_US: Final = 5 * 60 * US
 """How late most actions come; those later are judged at the price of reading the ledger."""
 
+PRUNE_EVERY: Final = 16
+"""Batches between two prunings: who acts much is in the next one too."""
+
 PRUNE_ROWS: Final = 16
 """A player with fewer recent actions than this is not worth pruning."""
 
@@ -47,6 +50,7 @@ class People:
         self._half, self._half_rows = max(1, most // 2), max(1, most_rows // 2)
         self._slack_us = slack_us
         self._young_rows = 0
+        self._batches = 0
         self._young: dict[str, Person] = {}
         self._old: dict[str, Person] = {}
         self._runs: dict[int, tuple[int, int]] = {}
@@ -187,8 +191,11 @@ class People:
 
         One that comes later than `LATENESS_KEPT_US` has what it needs read from the ledger.
         """
+        self._batches += 1
+        if self._batches % PRUNE_EVERY:
+            return
         before_us = received_us - rules.horizon_us - LATENESS_KEPT_US
-        for person in people:
+        for person in {id(person): person for person in people}.values():
             if person.recent is not None and len(person.recent) > PRUNE_ROWS:
                 person.recent.prune(before_us)
 

@@ -392,6 +392,7 @@ class Stack:
             "AUDIENCE": settings.audience,
             "TOKEN_MAX_LIFE_S": str(settings.token_max_life_s),
             "LOOPBACK_ADDRESS_RATE": str(settings.loopback_address_rate),
+            "LOOPBACK_MAX_SOCKETS": str(settings.loopback_max_sockets),
         }
         return {
             **os.environ,

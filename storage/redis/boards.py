@@ -281,14 +281,16 @@ class BoardCopy:
             return 0
         with unavailable():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.hget(self._meta, "count").hlen(self._m).zcard(self._z)
+            pipe.hget(self._meta, "count")
+            pipe.hlen(self._m)
+            pipe.zcard(self._z)
             try:
                 count, *sizes = pipe.execute()
             except redis.ResponseError:
                 return 1
         if count is None or not count.isdigit():
             return 1
-        return max(abs(size - int(count)) for size in sizes)
+        return max(abs(int(size) - int(count)) for size in sizes)
 
     def discard(self) -> None:
         """Let nobody read the copy any more; the next step builds it anew."""

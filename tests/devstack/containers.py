@@ -10,7 +10,7 @@ from trueboard.devstack.ports import free_port
 
 POSTGRES_IMAGE = "postgres:18"
 VALKEY_IMAGE = "valkey/valkey:9"
-KAFKA_IMAGE = "apache/kafka:4.2.0"
+KAFKA_IMAGE = "apache/kafka:4.3.1"
 
 
 def why_no_engine() -> str | None:

@@ -35,6 +35,7 @@ class StackSettings:
     audience: str = "trueboard"
     token_max_life_s: int = 86_400
 
+    loopback_max_sockets: int = 20_000
     loopback_address_rate: int = 100_000
     """Requests a second from one loopback address: here many users share one."""
 
