@@ -14,8 +14,9 @@ import msgspec
 
 from core import words
 from ingest.patience import within
-from ingest.ports import Page, Position, RankedEntry, Standings
+from ingest.ports import Position, Standings
 from service import metrics
+from storage.standings import Page, RankedEntry
 
 TOP: Final = 10
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from core.actions import SubmittedRecord
 from core.receipts import Judged
 from storage.redis.markers import Marker
+from storage.standings import Page, RankedEntry
 
 Headers = Sequence[tuple[str, bytes]]
 Position = tuple[str, int]
@@ -101,32 +102,6 @@ class Replies(Protocol):
 
 class Receipts(Protocol):
     async def find(self, user_id: str, action_id: str) -> Judged | None: ...
-
-
-class RankedEntry(Protocol):
-    @property
-    def rank(self) -> int: ...
-    @property
-    def user_id(self) -> str: ...
-    @property
-    def username(self) -> str: ...
-    @property
-    def score(self) -> int: ...
-    @property
-    def reached_at_us(self) -> int: ...
-
-
-class Page(Protocol):
-    @property
-    def epoch(self) -> str: ...
-    @property
-    def revision(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def entries(self) -> Sequence[RankedEntry]: ...
-    @property
-    def source(self) -> str: ...
 
 
 class Standings(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 from core import events, feed
@@ -18,6 +17,7 @@ from core.feed import View
 from core.times import format_us
 from push.hub import BOARD_REBUILDING, Hub
 from service import logs
+from storage.standings import Page, RankedEntry
 
 GRACE_S: Final = 0.4
 """How long Kafka may be behind the standings before a page is shown instead."""
@@ -25,34 +25,6 @@ GRACE_S: Final = 0.4
 READ_TIMEOUT_S: Final = 5.0
 
 _log = logs.get("push.comparison")
-
-
-class RankedEntry(Protocol):
-    """A line of a page; `reached_at_us` in µs since 1970."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def user_id(self) -> str: ...
-    @property
-    def username(self) -> str: ...
-    @property
-    def score(self) -> int: ...
-    @property
-    def reached_at_us(self) -> int: ...
-
-
-class Page(Protocol):
-    """A period's first entries at one position."""
-
-    @property
-    def epoch(self) -> str: ...
-    @property
-    def revision(self) -> int: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def entries(self) -> Sequence[RankedEntry]: ...
 
 
 class StandingsReader(Protocol):

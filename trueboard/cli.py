@@ -22,7 +22,6 @@ _COMMANDS: Final = {
     "simulate": ("trueboard.simulate", "Send seeded traffic and account for every action of it."),
     "replay": ("trueboard.replay", "Replay a history that exists, as that of a git repository."),
     "verify": ("trueboard.verify", "Recount the ledger and compare everything that follows it."),
-    "new-epoch": ("trueboard.new_epoch", "Say that the ledger was restored from a backup."),
     "doctor": ("trueboard.doctor", "Look at what runs, what answers, and which settings hold."),
 }
 

@@ -17,8 +17,9 @@ from ingest.cursors import HELD_S, Cursor
 from ingest.door import Endpoint, Route
 from ingest.limiting import Gate, missing_token
 from ingest.patience import within
-from ingest.ports import Claims, Position, RankedEntry
+from ingest.ports import Claims, Position
 from ingest.requests import HeaderList, Reply, Request, json_reply, position_headers
+from storage.standings import RankedEntry
 
 MOST_ENTRIES: Final = 1000
 DEFAULT_ENTRIES: Final = 10

@@ -17,7 +17,6 @@ from ingest.boards import Boards, Encoded
 from ingest.door import Endpoint, Handler, Route
 from ingest.limiting import Gate
 from ingest.patience import within
-from ingest.ports import Page
 from ingest.requests import (
     SINGLE_BYTES,
     Body,
@@ -33,6 +32,7 @@ from ingest.requests import (
 from ingest.submission import CLIENT_POINTS, Offer, invalid, split_action
 from ingest.submitting import WAIT_AFTER_CONFIRMATION_S, Outcome
 from ingest.taking import Contract, Taking
+from storage.standings import Page
 
 _TOP_BUDGET_S = 1.0
 _JSON: Final = b"application/json"
