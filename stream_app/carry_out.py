@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import psycopg
@@ -251,10 +251,7 @@ class Judge:
                 # A person at hand must not know a name that is not committed: it gets a copy.
                 someone = people_of[user_id]
                 if someone.player in renamed:
-                    copy = Person(
-                        someone.player, someone.pid, name, someone.recent, someone.partition, someone.run
-                    )
-                    people_of[user_id] = found[user_id] = copy
+                    people_of[user_id] = found[user_id] = replace(someone, username=name)
                     someone.recent = None
         return [people_of[item.record.user_id] for item in incoming], found, fresh, renamed
 

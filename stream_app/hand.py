@@ -57,7 +57,7 @@ def content_of(
     }
     for player in introduced:
         user_id, person = who[player]
-        content.people.append(PersonRow(person.pid, user_id, person.username, False))
+        content.people.append(PersonRow(person.pid, user_id, person.username, person.hidden))
     if delta.period in appended.links:
         previous, count = appended.links[delta.period]
         board, window = delta.period.split(":", 1)
@@ -72,7 +72,16 @@ def content_of(
         ):
             user_id, person = who[player]
             changes.append(
-                Change(player, user_id, person.username, True, old_score, old_reached, new_score, new_reached)
+                Change(
+                    player,
+                    user_id,
+                    person.username,
+                    not person.hidden,
+                    old_score,
+                    old_reached,
+                    new_score,
+                    new_reached,
+                )
             )
         content.periods.append(PeriodChange(board, window, Link(at, previous, count, len(changes)), changes))
     return content

@@ -32,6 +32,7 @@ class Person:
     player: int
     pid: str
     username: str | None
+    hidden: bool = False
     recent: Recent | None = None
     partition: int = -1
     run: int = 0

@@ -201,4 +201,4 @@ class People:
 
 
 def person(row: PlayerRow) -> Person:
-    return Person(row.player, row.pid, row.username)
+    return Person(row.player, row.pid, row.username, row.hidden)
