@@ -91,16 +91,17 @@ def changes_between(
 ) -> list[Change]:
     """What the period's revisions in (after, until] come to, one `Change` a player.
 
+    In the order in which the revisions name them, so that a record made of them is the same again.
     Names and visibility are the latest.
     """
     cursor.execute(
         "SELECT u.player, p.user_id, p.username, NOT p.hidden AND p.erased_at IS NULL,"
         "  u.old_score, u.old_reached, u.new_score, u.new_reached"
         " FROM deltas d CROSS JOIN LATERAL unnest(d.players, d.old_scores, d.old_reached, d.new_scores,"
-        "  d.new_reached) u(player, old_score, old_reached, new_score, new_reached)"
+        "  d.new_reached) WITH ORDINALITY u(player, old_score, old_reached, new_score, new_reached, place)"
         " CROSS JOIN LATERAL (SELECT * FROM players WHERE player = u.player) p"
         " WHERE d.period = %s AND d.revision > %s AND d.revision <= %s"
-        " ORDER BY d.revision",
+        " ORDER BY d.revision, u.place",
         (period, after, until),
     )
     changes: dict[int, Change] = {}
