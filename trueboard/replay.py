@@ -497,7 +497,7 @@ def git(path: Path, data: Path | None, since: str | None, as_json: bool) -> None
         with _watching(repository.count()) as watch:
             tally, leading = asyncio.run(replay(directory, endpoints, repository.commits(), watch))
     except TrueboardError as error:
-        click.echo(f"trueboard replay: {error}", err=True)
+        click.echo(f"trueboard replay: {' '.join(str(error).split())}", err=True)
         sys.exit(COULD_NOT)
     except KeyboardInterrupt:
         click.echo("trueboard replay: interrupted; run it again, what was sent counts once", err=True)

@@ -161,7 +161,7 @@ def command(
                 )
             )
     except TrueboardError as error:
-        click.echo(f"trueboard simulate: {error}", err=True)
+        click.echo(f"trueboard simulate: {' '.join(str(error).split())}", err=True)
         sys.exit(COULD_NOT)
     except KeyboardInterrupt:
         click.echo("trueboard simulate: interrupted before the account was made", err=True)

@@ -89,7 +89,7 @@ def command(data: Path | None, as_json: bool, wait_s: float, sample: int) -> Non
         with _watching() as watch:
             report = verify(endpoints, wait_s=wait_s, sample=sample, watch=watch)
     except TrueboardError as error:
-        click.echo(f"trueboard verify: {error}", err=True)
+        click.echo(f"trueboard verify: {' '.join(str(error).split())}", err=True)
         sys.exit(COULD_NOT_LOOK)
     except Exception:
         # Exit code 1 would say that something differs.
