@@ -31,7 +31,7 @@ def incoming(offset: int, action: naive.Submitted, partition: int = 0) -> Incomi
 
 def known_as(*user_ids: str) -> dict[str, Person]:
     return {
-        user_id: Person(number, str(uuid.UUID(int=number)), None, Recent())
+        user_id: Person(number, str(uuid.UUID(int=number)), None, recent=Recent())
         for number, user_id in enumerate(user_ids, 1)
     }
 
