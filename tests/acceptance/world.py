@@ -205,6 +205,15 @@ class World:
 
         return until(ask, what=f"a verdict on {action_id}") or {}
 
+    def judged_later(self, action_id: str, user: str) -> dict[str, Any]:
+        """The receipt of an action that came another way and may not be known yet."""
+        token = self.trusted()
+        until(
+            lambda: self.get(f"/v1/actions/{action_id}", token, user_id=user).status_code == 200,
+            what=f"a receipt of {action_id}",
+        )
+        return self.judged(action_id, user, token)
+
     def standings(self, **query: Any) -> dict[str, Any]:
         response = self.get("/v1/boards/main/standings", **query)
         assert response.status_code == 200, response.text
