@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from storage.standings import Standings
 
 from push.feed import Feed, Sources, listen
 from push.settings import Settings
@@ -15,6 +14,7 @@ from service.health import HealthServer
 from service.tokens import TokenVerifier
 from storage.redis import tickets
 from storage.redis.limits import Limits
+from storage.standings import Standings
 
 REDIS_TIMEOUT_S: Final = 2.0
 
