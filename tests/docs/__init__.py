@@ -1,0 +1,1 @@
+"""Holds the documentation to what is there: commands, settings, metrics, routes, topics, examples."""
