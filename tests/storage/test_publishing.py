@@ -198,9 +198,12 @@ def ledger(stream):
     return Ledger(stream)
 
 
-def ledgers_top(ledger: Ledger) -> list[tuple[str, str, int]]:
-    names = ledger.names()
-    return [(user_id, names[user_id], score) for _, user_id, score, _ in naive.ranked(ledger.at(10_000))[:10]]
+def ledgers_top_of(url: str) -> list[tuple[str, str, int]]:
+    """(user id, username, score) of the ledger's top ten."""
+    with psycopg.connect(url) as connection:
+        names = dict(connection.execute("SELECT user_id, coalesce(username, user_id) FROM players"))
+        standings = naive.ranked(naive.entries(connection))
+    return [(user_id, names[user_id], score) for _, user_id, score, _ in standings[:10]]
 
 
 def test_analysts_find_the_top_ten_from_judged_and_player_alone(subject, ledger):
@@ -215,7 +218,7 @@ def test_analysts_find_the_top_ten_from_judged_and_player_alone(subject, ledger)
         [(record.key, record.value) for record in records[topics.PLAYER.name]],
     )
 
-    assert found == ledgers_top(ledger)
+    assert found == ledgers_top_of(ledger.stream.url)
     assert len(found) == 10
 
 
