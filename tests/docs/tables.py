@@ -52,7 +52,7 @@ MEANINGS: Final = {
     "token_max_life_s": "Longest life of a token, in seconds.",
     "user_burst": "Actions a user may send at once.",
     "user_rate_per_s": "Actions a second of a user.",
-    "max_late_s": "How long before it is received an action may have occurred; the same for ingest and stream.",
+    "max_late_s": "How long before it is received an action may have occurred; the same for both.",
     "max_early_s": "How long after it is received an action may say that it occurs; the same for both.",
 }
 """Of settings that several processes read, or whose class leaves it at the name."""
