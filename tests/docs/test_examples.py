@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.docs import pages
+from tests.trueboard.repositories import Made
 from trueboard.endpoints import Endpoints
 
 pytestmark = pytest.mark.kafka
@@ -38,11 +39,19 @@ def python(page: str) -> str:
 
 
 @pytest.mark.parametrize("page", SHELL_PAGES)
-def test_the_blocks_of_a_page_run_one_after_the_other(page: str, stack: Endpoints, place: Mapping[str, str]):
+def test_the_blocks_of_a_page_run_one_after_the_other(
+    page: str, stack: Endpoints, place: Mapping[str, str], tmp_path: Path
+):
     script = "\n".join(block.text for block in pages.blocks(page, "sh"))
     programs = {"trueboard": f"{sys.executable} -P -m trueboard", "python": sys.executable}
     script = re.sub(r"\.venv/bin/(\w+)", lambda match: programs[match[1]], script)
     script = script.replace("http://127.0.0.1:8080", stack.http)
+    if "replay git ." in script:
+        # a checkout need not have its history
+        repository = Made.at(tmp_path / "repository.git")
+        repository.commit(b"Ann")
+        repository.commit(b"Ben", b"ben@example.org")
+        script = script.replace("replay git .", f"replay git {repository.path}")
     # curl says 22 where the answer is an error
     script = script.replace("curl -sS", "curl -sS --fail-with-body")
 
