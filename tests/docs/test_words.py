@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from core import scopes, topics
+from core import catalogue, scopes, topics
 from ingest import openapi, problems
 from push.close_codes import CloseCode
 from push.server import DIALECTS
@@ -225,6 +225,15 @@ def test_every_code_of_a_problem_and_every_close_code_is_in_the_contract():
         assert f"`{code}`" in contract, code
     for close_code in CloseCode:
         assert re.search(rf"\b{int(close_code)}\b", contract), close_code
+
+
+@pytest.mark.parametrize("page", [page for page in pages.NAMES if pages.blocks(page, "toml")])
+def test_a_catalogue_that_is_shown_is_one(page: str):
+    for block in pages.blocks(page, "toml"):
+        read = catalogue.read(block.text.encode())
+
+        assert read.version
+        assert read.types
 
 
 def test_nothing_says_where_it_was_made():
