@@ -1,0 +1,278 @@
+"""Sender and watchers of `bench/feed.py`, in one process, so that one clock times them all.
+
+Sends single actions at random instants (a Poisson process: equal gaps would beat with the feed's
+own), and notes when each was answered, when each record of `board.changed` came to a stock
+consumer, when the board in Valkey showed a revision, and when each WebSocket got each frame.
+Instants are the wall clock's, in µs, as Postgres stamps its commits on the same machine. An action
+begins at the instant it was due, whether or not the sender was on time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import msgspec
+import redis
+import uvloop
+from confluent_kafka import Consumer
+
+from bench import _actions, _http
+from core.topics import BOARD_CHANGED
+from core.words import MAIN_PERIOD
+from storage.redis.keys import board
+
+LOOK_EVERY_S: Final = 0.002
+_SENDERS: Final = 32
+_ANSWER_S: Final = 15.0
+_SETTLE_S: Final = 2.0
+
+Seen = tuple[int, int]
+"""(instant in µs, revision)."""
+
+
+class Task(msgspec.Struct, kw_only=True):
+    host: str
+    http_port: int
+    feed_port: int
+    bootstrap: str
+    redis_url: str
+    token: str
+    run: str
+    clients: int
+    per_s: float
+    seconds: float
+    users: int
+    seed: int
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """`actions`: (due, answered, status) by number; frames by client."""
+
+    actions: list[tuple[int, int, int]]
+    records: list[Seen]
+    boards: list[Seen]
+    frames: list[list[Seen]]
+    late_ms: float
+    cpu_s: float
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Watcher(asyncio.Protocol):
+    """One WebSocket client: keeps the instant and the revision of every frame."""
+
+    def __init__(self, host: str, revision_of: Callable[[bytes], int], opened: asyncio.Future[None]) -> None:
+        self.seen: list[Seen] = []
+        self._host, self._revision_of, self._opened = host, revision_of, opened
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        self._transport.write(
+            f"GET /ws/scores HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(ConnectionError("the feed closed a socket"))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        at_us = now_us()
+        received = self._received + data
+        if not self._opened.done():
+            head, end, received = received.partition(b"\r\n\r\n")
+            if not end:
+                self._received = head
+                return
+            if not head.startswith(b"HTTP/1.1 101"):
+                self._opened.set_exception(ConnectionError(head.decode(errors="replace")[:300]))
+                return
+            self._opened.set_result(None)
+        while (frame := _frame(received)) is not None:
+            code, payload, received = frame
+            if code == 1:
+                self.seen.append((at_us, self._revision_of(payload)))
+            elif code == 9 and self._transport is not None:
+                # A pong; the mask is four zeros.
+                self._transport.write(bytes((0x8A, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+        self._received = received
+
+
+def _frame(received: bytes) -> tuple[int, bytes, bytes] | None:
+    """Opcode and payload of the first whole frame, and what follows it (RFC 6455 §5.2, unmasked)."""
+    if len(received) < 2:
+        return None
+    begin, size = 2, received[1] & 0x7F
+    if size == 126:
+        begin, size = 4, int.from_bytes(received[2:4], "big")
+    elif size == 127:
+        begin, size = 10, int.from_bytes(received[2:10], "big")
+    if len(received) < begin + size:
+        return None
+    return received[0] & 0x0F, received[begin : begin + size], received[begin + size :]
+
+
+class Watching:
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._ended = threading.Event()
+        self._records: list[Seen] = []
+        self._boards: list[Seen] = []
+        self._answers: dict[int, tuple[int, int, int]] = {}
+        self._frames: dict[bytes, int] = {}
+        self._lost = 0
+
+    async def run(self) -> Done:
+        loop, task = asyncio.get_running_loop(), self._task
+        assigned = threading.Event()
+        threads = [
+            threading.Thread(target=self._consume, args=(assigned,), daemon=True),
+            threading.Thread(target=self._look, daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        watchers = await asyncio.gather(*(self._watch(loop) for _ in range(task.clients)))
+        if not await asyncio.to_thread(assigned.wait, 30):
+            raise TimeoutError("Kafka assigned no partitions")
+        begun_cpu_s = time.process_time()
+        late_us = await self._send(loop)
+        await asyncio.sleep(_SETTLE_S)
+        cpu_s = time.process_time() - begun_cpu_s
+        self._ended.set()
+        for watcher in watchers:
+            watcher.close()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        return Done(
+            actions=[self._answers[number] for number in sorted(self._answers)],
+            records=self._records,
+            boards=self._boards,
+            frames=[watcher.seen for watcher in watchers],
+            late_ms=late_us / 1000,
+            cpu_s=cpu_s,
+        )
+
+    async def _watch(self, loop: asyncio.AbstractEventLoop) -> Watcher:
+        task = self._task
+        opened: asyncio.Future[None] = loop.create_future()
+        _, watcher = await loop.create_connection(
+            lambda: Watcher(f"{task.host}:{task.feed_port}", self._revision_of, opened),
+            task.host,
+            task.feed_port,
+        )
+        await opened
+        return watcher
+
+    def _revision_of(self, frame: bytes) -> int:
+        """All clients get the same bytes, so each frame is read once."""
+        revision = self._frames.get(frame)
+        if revision is None:
+            revision = self._frames[frame] = int(json.loads(frame)["revision"])
+        return revision
+
+    async def _send(self, loop: asyncio.AbstractEventLoop) -> float:
+        """Send all actions and wait for their answers; how late the latest was sent, in µs."""
+        task = self._task
+        head = _http.head(
+            f"{task.host}:{task.http_port}", "/v1/actions", f"Authorization: Bearer {task.token}"
+        )
+        clock, dice = _actions.Clock(), random.Random(task.seed)
+        free: asyncio.Queue[_http.Connection] = asyncio.Queue()
+        under_way: dict[_http.Connection, tuple[int, int]] = {}
+
+        def answered(connection: _http.Connection, status: int, _: bytes) -> None:
+            number, due_us = under_way.pop(connection)
+            self._answers[number] = (due_us, now_us(), status)
+            free.put_nowait(connection)
+
+        def lost() -> None:
+            self._lost += 1
+
+        # Each is used again within the 5 s after which the door closes one that says nothing.
+        senders = max(1, min(_SENDERS, int(2 * task.per_s)))
+        for _ in range(senders):
+            _, connection = await loop.create_connection(
+                lambda: _http.Connection(answered, lost), task.host, task.http_port
+            )
+            free.put_nowait(connection)
+        begin_us, due_us, number, late_us = now_us(), 0.0, 0, 0.0
+        while True:
+            due_us += dice.expovariate(task.per_s) * 1e6
+            if due_us > task.seconds * 1e6:
+                break
+            # uvloop's timers count whole milliseconds, and may ring before it is time.
+            while (ahead_us := begin_us + due_us - now_us()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(ahead_us / 1e6)
+            late_us = max(late_us, -ahead_us)
+            connection = await self._next(free)
+            under_way[connection] = (number, int(begin_us + due_us))
+            connection.send(_http.request(head, _actions.body(task.run, number, task.users, clock())))
+            number += 1
+        for _ in range(senders):
+            (await self._next(free)).close()
+        return late_us
+
+    async def _next(self, free: asyncio.Queue[_http.Connection]) -> _http.Connection:
+        async with asyncio.timeout(_ANSWER_S):
+            connection = await free.get()
+        if self._lost:
+            raise ConnectionError("the door closed a connection")
+        return connection
+
+    def _consume(self, assigned: threading.Event) -> None:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._task.bootstrap,
+                "group.id": f"bench-{secrets.token_hex(4)}",
+                "auto.offset.reset": "latest",
+                "enable.auto.commit": False,
+            }
+        )
+        consumer.subscribe([BOARD_CHANGED.name], on_assign=lambda *_: assigned.set())
+        while not self._ended.is_set():
+            message = consumer.poll(0.1)
+            if message is None or message.error() is not None:
+                continue
+            at_us = now_us()
+            if message.key() == MAIN_PERIOD.encode():
+                self._records.append((at_us, int(json.loads(cast(Any, message.value()))["revision"])))
+        consumer.close()
+
+    def _look(self) -> None:
+        """Valkey tells nobody, so it is asked every 2 ms."""
+        meta, last = board(MAIN_PERIOD)[2], -1
+        with redis.Redis.from_url(self._task.redis_url) as client:
+            while not self._ended.wait(LOOK_EVERY_S):
+                shown: Any = client.hget(meta, "revision")
+                revision = int(shown or 0)
+                if revision != last:
+                    self._boards.append((now_us(), revision))
+                    last = revision
+
+
+def main() -> int:
+    task: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(Watching(task).run())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
