@@ -34,6 +34,9 @@ from stream_app.settings import Settings
 from stream_app.transport import BatchApp, RawSchema
 
 STOP_S: Final = 8.0
+LOOK_AT_LOG_S: Final = 3.0
+"""How often a worker asks whether the topic is still the log it reads."""
+
 
 _log = logs.get("stream_app")
 
@@ -76,6 +79,9 @@ class _Worker:
 
     def __init__(self, settings: Settings, on_defect: Callable[[BaseException], None]) -> None:
         self._settings, self._on_defect = settings, on_defect
+        self._asked_id = self._reading_id = ""
+        self._looked_at_log_s = 0.0
+        self._looking_at_log: asyncio.Task[None] | None = None
         url, kafka = settings.postgres_url, settings.kafka
         self._judging = Ledger(url, name="stream")
         self._looking = Ledger(url, name="positions")
@@ -198,12 +204,32 @@ class _Worker:
                 continue
             if not given_up():
                 self._stream.taken_up(found.log, found.offsets, found.stopped)
+                self._reading_id = self._asked_id
                 _log.info("sought", log=found.log, offsets={str(p): o for p, o in found.offsets.items()})
                 return found.offsets
         return {}
 
     def _topic_id(self) -> str:
-        return topic_id(self._settings.kafka, topics.SUBMITTED.name, kind=self._settings.kafka_kind)
+        self._asked_id = topic_id(self._settings.kafka, topics.SUBMITTED.name, kind=self._settings.kafka_kind)
+        return self._asked_id
+
+    async def _look_at_log(self) -> None:
+        """See that the topic is still the log that is read, and take up the new one if it is not.
+
+        A topic made anew keeps its name and its partitions, so Kafka's consumer goes on in it at the
+        offsets of the old one; the new log is then read from its start, and what was judged already is
+        found by its key.
+        """
+        kind = self._settings.kafka_kind
+        with suppress(Unavailable):
+            found = await asyncio.to_thread(topic_id, self._settings.kafka, topics.SUBMITTED.name, kind=kind)
+            if self._reading_id and found != self._reading_id:
+                _log.error("log_replaced", read=self._reading_id, found=found)
+                await self._app.consumer.seek_anew()
+
+    def _log_looked_at(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_defect(error)
 
     def look_after(self) -> None:
         """Once a second: measure lag; end the process if it is up and does nothing, or Faust crashed."""
@@ -211,6 +237,13 @@ class _Worker:
             self._on_defect(self._app.crash_reason or RuntimeError("Faust ended"))
             return
         self._stream.measure()
+        now_s = time.monotonic()
+        if (self._looking_at_log is None or self._looking_at_log.done()) and (
+            now_s - self._looked_at_log_s >= LOOK_AT_LOG_S
+        ):
+            self._looked_at_log_s = now_s
+            self._looking_at_log = asyncio.create_task(self._look_at_log(), name="log")
+            self._looking_at_log.add_done_callback(self._log_looked_at)
         behind = any(
             lag for partition, lag in self._stream.lags().items() if partition not in self._stream.stopped
         )

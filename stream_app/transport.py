@@ -66,6 +66,8 @@ class _ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         # Faust writes 1500 ms down; a partition must not wait that long behind an idle fetch.
         consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms
+        # Nor five minutes behind a topic that was away for a moment.
+        consumer._client._metadata_max_age_ms = self.app.metadata_max_age_ms
         return consumer
 
 
@@ -124,6 +126,11 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
 
     def _changed(self, generation: int) -> bool:
         return bool(self.should_stop) or generation != self.app.consumer_generation_id
+
+    async def seek_anew(self) -> None:
+        """Seek every assigned partition as after a rebalance, unless that is under way."""
+        if not self._seeking:
+            await self.perform_seek()
 
     async def seek_again(self, partition: int, offset: int) -> None:
         """Read one partition again from here; what was handed on after an earlier seek is void."""
@@ -251,6 +258,7 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     max_batch = 1000
     fetch_max_wait_ms = 20
+    metadata_max_age_ms = 10_000
     positions: Callable[[set[int], Callable[[], bool]], Awaitable[dict[int, int]]]
     on_defect: Callable[[BaseException], None]
 
