@@ -127,10 +127,13 @@ class _Worker:
 
     def _faust(self) -> BatchApp:
         settings = self._settings
+        # Faust makes the last directory of the path and no other.
+        settings.data_dir.absolute().mkdir(parents=True, exist_ok=True)
         app = BatchApp(
             settings.consumer_group,
             broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
             store="memory://",
+            datadir=str(settings.data_dir.absolute() / "faust"),
             agent_supervisor=CrashingSupervisor,
             stream_wait_empty=False,
             stream_buffer_maxsize=4,

@@ -176,7 +176,6 @@ class Keeping(Following):
             metrics.PROJECTION_DRIFT_ENTRIES.labels(copy.period).set(differing)
             if differing:
                 _log.error("copy_differs", period=copy.period, entries=differing)
-                metrics.FOLLOWER_BUILDS.labels(copy.name, "drift").inc()
                 copy.discard()
                 copy.step()
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One worker's settings."""
+
+    data_dir: Path
+    """Where Faust may keep what it must keep; nothing of it is read again."""
 
     postgres_url: str
     redis_url: str

@@ -447,7 +447,7 @@ class Stack:
         for line in (
             "",
             f"  HTTP       {self._http_url}  (reference: {self._http_url}/docs)",
-            f"  live feed  {self._feed_url}  (ws: /connection/websocket, SSE: /v1/boards/main/stream)",
+            f"  live feed  {self._feed_url}  (WebSocket: /ws/scores, /ws/scoreboard, /ws/leaderboard)",
             f"  Kafka      {self._bootstrap()}  ({kinds[self._kafka_kind]})",
             f"  Postgres   {mask('postgres', self._postgres_url())}",
             f"  Valkey     {mask('redis', self._redis_url())}",

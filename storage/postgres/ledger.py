@@ -18,6 +18,7 @@ import psycopg
 
 from core import digest, times
 from core.errors import TrueboardError, Unavailable
+from service import metrics
 from storage.postgres import arrays, connections
 from storage.postgres.arrays import InstantArray, Int8Array
 from storage.postgres.connections import CHANNEL, PLAN_LOCK, REVISION_LOCK, Connection
@@ -505,7 +506,8 @@ class OpenBatch:
         with another name or visibility from this revision on.
         """
         root = digest.root(leaves)
-        self._cursor.execute("SELECT pg_advisory_xact_lock(%s)", (REVISION_LOCK,))
+        with metrics.REVISION_WAIT_SECONDS.time():
+            self._cursor.execute("SELECT pg_advisory_xact_lock(%s)", (REVISION_LOCK,))
         parameters: list[Any] = [batch, cause, root]
         for delta in deltas:
             parameters += [

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from core.errors import Unavailable
 from core.ranking import order_key
+from service import metrics
 from storage.followers import At
 from storage.postgres import arrays, connections, deltas
 from storage.postgres.connections import Connection
@@ -106,7 +107,7 @@ class BoardCopy:
     def step(self) -> bool:
         at = self.position()
         if at is None:
-            self.build()
+            self._build_for("lost")
             return True
         piece = self._from_hand(at) if at == self._sure else None
         if piece is None:
@@ -119,7 +120,7 @@ class BoardCopy:
                     else []
                 )
             if known is None or known.at != at:
-                self.build()
+                self._build_for("not_of_this_history")
                 return True
             self._sure = at
             piece = links, changes
@@ -136,7 +137,7 @@ class BoardCopy:
         self.lag_revisions = len(links)
         said = self._run(self._apply, [self._z, self._m, self._meta], _apply_arguments(at, last, changes))
         if said == b"broken":
-            self.build()
+            self._build_for("broken")
         elif said == b"ok":
             self._sure = last.at
         return True
@@ -169,6 +170,10 @@ class BoardCopy:
                     )
                 )
         return (links, list(merged.values())) if links else None
+
+    def _build_for(self, why: str) -> None:
+        metrics.FOLLOWER_BUILDS.labels(self.name, why).inc()
+        self.build()
 
     def build(self) -> None:
         """Make the copy anew in private keys and swap it in, unless something newer is there.

@@ -197,7 +197,18 @@ class Limits:
         if self._failures >= _FAILURES_UNTIL_LOCAL:
             _log.info("limits_shared_again")
         self._failures = 0
+        if cost:
+            self._remember(rules, answers)
         return _decision(rules, answers, local=False)
+
+    def _remember(self, rules: Sequence[Rule], answers: Sequence[Any]) -> None:
+        """Keep what Redis said, so that deciding alone goes on from there and not from full buckets."""
+        now_us = round(self._monotonic_s() * 1_000_000)
+        for rule, full_us in zip(rules, answers[3::3], strict=True):
+            self._local[rule.redis_key] = now_us + int(full_us)
+            self._local.move_to_end(rule.redis_key)
+        while len(self._local) > _LOCAL_KEYS:
+            self._local.popitem(last=False)
 
     def _decide_alone(self, rules: Sequence[Rule], cost: int) -> Decision:
         metrics.LIMITS_DECIDED_LOCALLY.inc()
