@@ -85,7 +85,6 @@ class BoardCopy:
         self._z, self._m, self._meta = keys.board(period)
         self._compared_player = 0
         self.lag_revisions = 0
-        self.builds = 0
 
     def close(self) -> None:
         if self._connection is not None:
@@ -188,7 +187,6 @@ class BoardCopy:
                 raise Unavailable(f"{self.period} is being built by another", code="board_rebuilding")
         try:
             self._build(token, build_keys, lease)
-            self.builds += 1
         except BaseException:
             # Without a lease the half-built keys would be filled by nobody; they expire anyway.
             try:
