@@ -375,6 +375,34 @@ def test_records_twice_and_out_of_order_count_once(world: World):
     assert entry["reached_at"] == max(*instants, last["received_at"])
 
 
+def test_a_repeated_record_brings_no_old_name_back_and_makes_no_revision(world: World):
+    user = world.user()
+    old, new = submission(user, username="Old"), submission(user, username="New")
+
+    produce_submissions(world, old, new)
+    world.judged_later(new["action_id"], user)
+    named = world.get(f"/v1/boards/main/players/{user}").json()
+    with world.ledger() as connection:
+        before = connection.execute("SELECT max(revision) FROM revisions").fetchone()
+        offsets = connection.execute("SELECT sum(next_offset)::bigint FROM progress").fetchone()
+    produce_submissions(world, old)
+
+    def taken() -> bool:
+        with world.ledger() as connection:
+            moved = connection.execute("SELECT sum(next_offset)::bigint FROM progress").fetchone()
+        assert moved
+        assert offsets
+        return bool(moved[0] > offsets[0])
+
+    until(taken, what="the repeated record")
+    with world.ledger() as connection:
+        after = connection.execute("SELECT max(revision) FROM revisions").fetchone()
+    shown = world.get(f"/v1/boards/main/players/{user}").json()
+    assert named["entry"]["username"] == "New"
+    assert after == before
+    assert shown == named
+
+
 def test_the_first_record_of_an_action_counts_and_the_receipt_shows_it(world: World):
     user = world.user()
     at = now()
