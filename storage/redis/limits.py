@@ -24,7 +24,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Final, cast
 
@@ -68,18 +68,24 @@ class Rule:
     rate_per_s: float
     burst: int
 
+    # What follows from these, worked out once: a rule decides about many requests.
+
+    interval_us: int = field(init=False, repr=False, compare=False)
+    """Microseconds one unit takes to come back."""
+
+    redis_key: str = field(init=False, repr=False, compare=False)
+
+    policy: str = field(init=False, repr=False, compare=False)
+    """The rule as `RateLimit-Policy` says it."""
+
     def __post_init__(self) -> None:
         if self.rate_per_s <= 0 or self.burst < 1:
             raise ValueError(f"limit {self.name} needs a rate above 0 and a burst of at least 1")
-
-    @property
-    def interval_us(self) -> int:
-        """Microseconds one unit takes to come back."""
-        return max(1, round(1_000_000 / self.rate_per_s))
-
-    @property
-    def redis_key(self) -> str:
-        return f"tb:limit:{self.name}:{self.key}"
+        interval_us = max(1, round(1_000_000 / self.rate_per_s))
+        window_s = math.ceil(self.burst * interval_us / 1_000_000)
+        object.__setattr__(self, "interval_us", interval_us)
+        object.__setattr__(self, "redis_key", f"tb:limit:{self.name}:{self.key}")
+        object.__setattr__(self, "policy", f'"{self.name}";q={self.burst};w={window_s}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,8 @@ class Limits:
     """Decides by Redis, or by this process alone while Redis does not answer.
 
     `replicas` is how many processes share a limit; alone, each grants its share of the rate
-    and of the burst. Never raises because of Redis, and never waits longer than `BUDGET_S`.
+    and of the burst. Never raises because of Redis, and never waits longer than `BUDGET_S`; of a
+    client that says by its `budget_s` that it gives up in that time by itself, that is believed.
     """
 
     def __init__(
@@ -145,6 +152,9 @@ class Limits:
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis
+        self._in_cluster = isinstance(redis, RedisCluster)
+        # A timer for every request costs more than all the rest of the decision.
+        self._answers_in_time = getattr(redis, "budget_s", math.inf) <= BUDGET_S
         self._replicas = max(1, replicas)
         self._monotonic_s = monotonic_s
         self._failures = 0
@@ -189,8 +199,11 @@ class Limits:
             # This one request asks whether Redis is back; the others do not wait for it.
             self._local_until_s = now_s + _LOCAL_FOR_S
         try:
-            async with asyncio.timeout(BUDGET_S):
+            if self._answers_in_time:
                 answers = await self._ask(rules, cost)
+            else:
+                async with asyncio.timeout(BUDGET_S):
+                    answers = await self._ask(rules, cost)
         except _NO_ANSWER as error:
             self._failed(error)
             return self._decide_alone(rules, cost)
@@ -222,7 +235,7 @@ class Limits:
             self._local_until_s = self._monotonic_s() + _LOCAL_FOR_S
 
     async def _ask(self, rules: Sequence[Rule], cost: int) -> list[int]:
-        if not isinstance(self._redis, RedisCluster) or len(rules) == 1:
+        if not self._in_cluster or len(rules) == 1:
             return await self._run(rules, cost)
         each = await asyncio.gather(*(self._run([rule], cost) for rule in rules))
         allowed = all(answers[0] for answers in each)
@@ -274,12 +287,11 @@ def _decision(rules: Sequence[Rule], answers: Sequence[Any], *, local: bool) -> 
         retry_after_s=retry_after_s,
         refused_by=refused_by,
         rate_limit=", ".join(
-            f'"{rule.name}";r={units};t={math.ceil(us / 1_000_000)}'
-            for rule, units, us in zip(rules, left, full_us, strict=True)
+            [
+                f'"{rule.name}";r={units};t={-(-us // 1_000_000)}'
+                for rule, units, us in zip(rules, left, full_us, strict=True)
+            ]
         ),
-        rate_limit_policy=", ".join(
-            f'"{rule.name}";q={rule.burst};w={math.ceil(rule.burst * rule.interval_us / 1_000_000)}'
-            for rule in rules
-        ),
+        rate_limit_policy=", ".join([rule.policy for rule in rules]),
         local=local,
     )

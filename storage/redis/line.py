@@ -22,6 +22,7 @@ MAX_PENDING: Final = 20_000
 """Commands under way; one more is refused at once."""
 
 _CONNECT_TIMEOUT_S = 2.0
+_SWEEP_SHARE = 0.1
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 _log = logs.get("storage.redis.line")
@@ -38,7 +39,9 @@ class Line:
 
     def __init__(self, url: str, *, name: str = "trueboard", budget_s: float = 0.05) -> None:
         self._parts: dict[str, Any] = dict(parse_url(url))
-        self._name, self._budget_s = name, budget_s
+        self._name = name
+        self.budget_s = budget_s
+        """Within this time, and at most a tenth more, every command has its answer or its error."""
         self._wire: _Wire | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -104,11 +107,11 @@ class Line:
         loop = asyncio.get_running_loop()
         parts = self._parts
         if path := parts.get("path"):
-            _, wire = await loop.create_unix_connection(lambda: _Wire(loop, self._budget_s), path)
+            _, wire = await loop.create_unix_connection(lambda: _Wire(loop, self.budget_s), path)
         else:
             secure = parts.get("connection_class") is not None
             _, wire = await loop.create_connection(
-                lambda: _Wire(loop, self._budget_s),
+                lambda: _Wire(loop, self.budget_s),
                 parts.get("host", "localhost"),
                 parts.get("port", 6379),
                 ssl=ssl.create_default_context() if secure else None,
@@ -155,7 +158,7 @@ class _Wire(asyncio.Protocol):
         self._outgoing.append(packed)
         if not self._sweeping:
             self._sweeping = True
-            self._loop.call_later(self._budget_s / 2, self._sweep)
+            self._loop.call_later(self._budget_s * _SWEEP_SHARE, self._sweep)
         return future
 
     def close(self) -> None:
@@ -208,7 +211,7 @@ class _Wire(asyncio.Protocol):
             self.close()
         self._sweeping = bool(self._pending) and self._transport is not None
         if self._sweeping:
-            self._loop.call_later(self._budget_s / 2, self._sweep)
+            self._loop.call_later(self._budget_s * _SWEEP_SHARE, self._sweep)
 
 
 def _reply_error(text: str) -> Exception:
