@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
@@ -305,8 +305,19 @@ def _trace(header: bytes | None) -> Trace:
     """The next step of the caller's trace, or a fresh one."""
     if header is not None and (parent := tracing.parse(header)) is not None:
         return tracing.child(parent)
-    drawn = os.urandom(24).hex()
+    drawn = _draw()
     return Trace(drawn[:32], drawn[32:])
+
+
+def _draws() -> Iterator[str]:
+    """Hexadecimal digits for the ids of a trace and its step; a block of them is one call to the system."""
+    while True:
+        block = os.urandom(24 * 128).hex()
+        for begin in range(0, len(block), 48):
+            yield block[begin : begin + 48]
+
+
+_draw = _draws().__next__
 
 
 def _unreadable() -> Refused:
