@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import psycopg
 
@@ -35,6 +35,8 @@ from stream_app import judging
 from stream_app.hand import content_of
 from stream_app.judging import Bounds, Incoming, Person, Plan
 from stream_app.people import People, person
+
+T = TypeVar("T")
 
 JUDGINGS: Final = 3
 """How often a group is judged anew, in a transaction of its own, because others were quicker."""
@@ -153,7 +155,7 @@ class Judge:
                 )
                 for piece in slices
             }
-            people, found, fresh, renamed = self._who(batch, incoming, runs)
+            people, found, fresh = self._who(batch, incoming, runs)
             involved += people
             existing = (
                 batch.existing(
@@ -163,6 +165,8 @@ class Judge:
                 else set()
             )
             _only_known(batch, log, redelivered, existing, incoming, people)
+            people, renamed = _renamed(batch, incoming, people, existing, found)
+            involved += people
             self._people.ready(batch, rules, people, fresh, incoming, runs)
             plan = judging.judge(
                 rules,
@@ -216,44 +220,34 @@ class Judge:
 
     def _who(
         self, batch: OpenBatch, incoming: Sequence[Incoming], runs: dict[int, int]
-    ) -> tuple[list[Person], dict[str, Person], set[int], dict[int, str]]:
-        """Who sent each record; those not at hand before; those new in this world; new names."""
+    ) -> tuple[list[Person], dict[str, Person], set[int]]:
+        """Who sent each record; those not at hand before; those new in this world."""
         find = self._people.find
         at_hand: dict[str, Person | None] = {}
-        names: dict[str, str] = {}
         for item in incoming:
             user_id = item.record.user_id
             if user_id not in at_hand:
                 at_hand[user_id] = find(user_id, item.partition, runs[item.partition])
-            if item.record.username is not None and item.offset >= batch.progress[item.partition].next_offset:
-                names[user_id] = item.record.username
         missing = sorted(user_id for user_id, known in at_hand.items() if known is None)
         found: dict[str, Person] = {}
         fresh: set[int] = set()
         if missing:
             found = {user_id: person(row) for user_id, row in batch.players(missing).items()}
-            unknown = {user_id: names.get(user_id) for user_id in missing if user_id not in found}
+            unknown: dict[str, str | None] = {user_id: None for user_id in missing if user_id not in found}
             if unknown:
+                keys = [(item.record.action_id, item.record.user_id) for item in incoming]
+                unknown |= {
+                    user_id: name
+                    for user_id, name in _names(incoming, keys, ()).items()
+                    if user_id in unknown
+                }
                 made, others = batch.intern(unknown)
                 found |= {user_id: person(row) for user_id, row in (made | others).items()}
                 fresh = {row.player for row in made.values()}
         people_of = {
             user_id: known if known is not None else found[user_id] for user_id, known in at_hand.items()
         }
-        renamed: dict[int, str] = {}
-        for user_id, name in names.items():
-            someone = people_of[user_id]
-            if someone.username != name:
-                renamed[someone.player] = name
-        if renamed:
-            batch.rename(renamed)
-            for user_id, name in names.items():
-                # A person at hand must not know a name that is not committed: it gets a copy.
-                someone = people_of[user_id]
-                if someone.player in renamed:
-                    people_of[user_id] = found[user_id] = replace(someone, username=name)
-                    someone.recent = None
-        return [people_of[item.record.user_id] for item in incoming], found, fresh, renamed
+        return [people_of[item.record.user_id] for item in incoming], found, fresh
 
     def _bounds(
         self,
@@ -269,6 +263,51 @@ class Judge:
             players = sorted({someone.player for someone in people})
             return Bounds(main.lowest, batch.scores(words.MAIN_PERIOD, players))
         return Bounds(main.lowest)
+
+
+def _names(
+    incoming: Sequence[Incoming], keys: Sequence[tuple[str, T]], existing: Container[tuple[str, T]]
+) -> dict[T, str]:
+    """The latest name that came with an action that is new; a repeat names nobody anew.
+
+    `keys[i]` are the action id of `incoming[i]` and whom the names are asked for.
+    """
+    names: dict[T, str] = {}
+    seen: set[tuple[str, T]] = set()
+    for item, key in zip(incoming, keys, strict=True):
+        if key in seen or key in existing:
+            continue
+        seen.add(key)
+        if item.record.username is not None:
+            names[key[1]] = item.record.username
+    return names
+
+
+def _renamed(
+    batch: OpenBatch,
+    incoming: Sequence[Incoming],
+    people: list[Person],
+    existing: set[tuple[str, int]],
+    found: dict[str, Person],
+) -> tuple[list[Person], dict[int, str]]:
+    """Write new names: who sent each record, under its new name, and the new names by player."""
+    if all(item.record.username is None for item in incoming):
+        return people, {}
+    keys = [(item.record.action_id, someone.player) for item, someone in zip(incoming, people, strict=True)]
+    names = _names(incoming, keys, existing)
+    renamed: dict[int, str] = {}
+    copies: dict[int, Person] = {}
+    for item, someone in zip(incoming, people, strict=True):
+        player = someone.player
+        name = names.get(player)
+        if name is not None and name != someone.username and player not in renamed:
+            # A person at hand must not know a name that is not committed: it gets a copy.
+            renamed[player] = name
+            copies[player] = found[item.record.user_id] = replace(someone, username=name)
+            someone.recent = None
+    if renamed:
+        batch.rename(renamed)
+    return [copies.get(someone.player, someone) for someone in people], renamed
 
 
 def _counted(judgements: Iterable[Judgement]) -> dict[tuple[str, str], int]:

@@ -203,12 +203,12 @@ class Judged:
 
     def take(self, catalogue: Catalogue, action: Submitted) -> Expected:
         """Judge an action, or answer with what was said of it when it came first."""
-        if action.username is not None:
-            self.names[action.user_id] = action.username
-        self.names.setdefault(action.user_id, None)
         key = (action.action_id, action.user_id)
         if key in self.rows:
             return self.rows[key]
+        if action.username is not None:
+            self.names[action.user_id] = action.username
+        self.names.setdefault(action.user_id, None)
         history = self._history.setdefault(action.user_id, [])
         late = not (action.received_us - DAY_US <= action.occurred_us <= action.received_us + MINUTE_US)
         asked = naive.Action(

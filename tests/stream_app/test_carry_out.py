@@ -309,6 +309,16 @@ def test_a_new_name_touches_the_entry_that_bears_it(stream):
     assert recounted(stream) == {"ada": (10, NOW_US)}
 
 
+def test_a_repeat_brings_no_name_and_makes_no_revision(stream):
+    stream.take(submitted("ada", "a1", username="First"), submitted("ada", "a1", username="Repeat"))
+    stream.take(submitted("ada", "a2", username="Second"))
+    outcome = stream.take(submitted("ada", "a1", username="First"))
+
+    assert names(stream) == {"ada": "Second"}
+    assert outcome.position is None
+    assert stream.rows("SELECT next_offset FROM progress WHERE partition = 0") == [(4,)]
+
+
 def test_a_worker_that_comes_back_knows_the_name_that_others_wrote(stream):
     other = world.worker(stream.url)
     stream.take(submitted("ada", "a1", username="Ada"))
