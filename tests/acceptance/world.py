@@ -215,7 +215,16 @@ class World:
         return self.judged(action_id, user, token)
 
     def standings(self, **query: Any) -> dict[str, Any]:
-        response = self.get("/v1/boards/main/standings", **query)
+        """A page; a long one of a board that is being copied anew is asked for again, as the answer says."""
+
+        def ask() -> httpx.Response | None:
+            response = self.get("/v1/boards/main/standings", **query)
+            if response.status_code == 503 and response.json()["code"] == "board_rebuilding":
+                assert int(response.headers["retry-after"]) >= 1
+                return None
+            return response
+
+        response = until(ask, what="a board that is not being rebuilt")
         assert response.status_code == 200, response.text
         body: dict[str, Any] = response.json()
         return body
