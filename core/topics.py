@@ -50,7 +50,12 @@ BOARD_CHANGED = Topic(
 DEAD = Topic(
     "leaderboard.action.dead.v1",
     "topic-partition-offset",
-    {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)},
+    {
+        "cleanup.policy": "delete",
+        "retention.ms": str(30 * _DAY_MS),
+        # The original bytes whatever their size, and the headers on top.
+        "max.message.bytes": str(MAX_RECORD_BYTES),
+    },
 )
 
 ALL = (SUBMITTED, JUDGED, PLAYER, BOARD_CHANGED, DEAD)

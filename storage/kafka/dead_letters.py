@@ -24,6 +24,7 @@ class DeadLetters:
             "acks": "all",
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
+            "message.max.bytes": topics.MAX_RECORD_BYTES,
             "message.timeout.ms": int(CONFIRM_S * 1000),
             "log_level": 0,
             **(kafka or {}),
