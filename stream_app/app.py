@@ -101,7 +101,7 @@ class _Worker:
             reconcile_every_s=settings.reconcile_interval_s,
         )
         publisher = Publisher(
-            postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind, in_hand=hand.content
+            postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind, in_hand=hand.content, held=hand.held
         )
         self._publishing = Publishing(publisher, on_defect)
         self._followers = (self._keeping, self._publishing)
@@ -113,6 +113,7 @@ class _Worker:
                 most_rows=settings.recent_at_hand,
                 max_late_us=int(settings.max_late_s * 1e6),
                 max_early_us=int(settings.max_early_s * 1e6),
+                on_numbered=hand.expect,
             ),
             DeadLetters(kafka),
             replier,

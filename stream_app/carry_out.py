@@ -103,9 +103,18 @@ class Judge:
     """What one worker keeps between groups: definitions, players at hand, one connection."""
 
     def __init__(
-        self, ledger: Ledger, *, most_people: int, most_rows: int, max_late_us: int, max_early_us: int
+        self,
+        ledger: Ledger,
+        *,
+        most_people: int,
+        most_rows: int,
+        max_late_us: int,
+        max_early_us: int,
+        on_numbered: Callable[[Position], None] = lambda _: None,
     ) -> None:
+        """`on_numbered` is told each revision between its numbering and its commit."""
         self.ledger = ledger
+        self._on_numbered = on_numbered
         self._people = People(most=most_people, most_rows=most_rows, slack_us=max_late_us)
         self._max_late_us, self._max_early_us = max_late_us, max_early_us
         self._definitions: Definitions | None = None
@@ -197,6 +206,8 @@ class Judge:
                 outcome.answers = batch.judged(
                     [(item.record.user_id, item.record.action_id) for item in outcome.asked_again]
                 )
+            if appended is not None:
+                self._on_numbered(appended.position)
         for piece in slices:
             next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
             self._people.moved(piece.partition, next_offset)

@@ -15,11 +15,14 @@ from storage.followers import At
 from storage.postgres import arrays
 from storage.postgres.contents import Content, PeriodChange, PersonRow, Row
 from storage.postgres.deltas import Change, Link
-from storage.postgres.ledger import Appended, DeltaColumns
+from storage.postgres.ledger import Appended, DeltaColumns, Position
 from stream_app.judging import Incoming, Person, Plan
 
 MOST_REVISIONS: Final = 200
 MOST_ROWS: Final = 20_000
+
+COMING_S: Final = 0.5
+"""Longest that anybody waits for the content of a revision just committed."""
 
 
 def content_of(
@@ -91,13 +94,19 @@ class Hand:
     """The last revisions of this worker, by number and by each period's chain."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._expected: tuple[str, int, bytes] | None = None
         self._contents: dict[int, Content] = {}
         self._next: dict[tuple[str, int], PeriodChange] = {}
         self._rows = 0
 
+    def expect(self, position: Position) -> None:
+        """This revision is about to be committed; its content comes right after."""
+        self._expected = position.epoch, position.revision, position.digest
+
     def put(self, content: Content) -> None:
         with self._lock:
+            self._lock.notify_all()
             if content.at.revision <= max(self._contents, default=0):
                 # Numbers that come again are those of another history: what is here was lost with its own.
                 self._contents.clear()
@@ -117,6 +126,17 @@ class Hand:
         """The revision, if this worker made it lately."""
         with self._lock:
             return self._contents.get(revision)
+
+    def held(self, at: At) -> Content | None:
+        """The content of a revision that the ledger shows, if this worker made it lately.
+
+        One that was committed this very moment is waited for: only here are its requests' traces.
+        """
+        with self._lock:
+            if self._expected == (at.epoch, at.revision, bytes.fromhex(at.digest)):
+                self._lock.wait_for(lambda: at.revision in self._contents, COMING_S)
+            content = self._contents.get(at.revision)
+        return content if content is not None and content.at == at else None
 
     def link_after(self, period: str, revision: int) -> PeriodChange | None:
         """The period's next change after one of its revisions, if this worker made it lately."""

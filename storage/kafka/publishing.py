@@ -46,11 +46,13 @@ class Publisher:
         kind: str,
         kafka: Mapping[str, Any] | None = None,
         in_hand: Callable[[int], Content | None] = lambda _: None,
+        held: Callable[[At], Content | None] = lambda _: None,
     ) -> None:
-        """`in_hand(revision)` may give a revision's content without reading it back."""
+        """`in_hand(revision)` may give a revision's content without reading it back; `held(at)`
+        that of one which was read, with what the ledger does not keep: its requests' traces."""
         self._url, self._bootstrap, self._kind = postgres_url, bootstrap, kind
         self._extra = dict(kafka or {})
-        self._in_hand = in_hand
+        self._in_hand, self._held = in_hand, held
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._failed: list[str] = []
@@ -106,10 +108,7 @@ class Publisher:
                     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                     found = contents.read(cursor, self._at.revision)
                 for content in found:
-                    # Committed a moment ago by this very process: what it holds says the same, and
-                    # knows the requests' traces besides.
-                    held = self._in_hand(content.at.revision)
-                    self._send(held if held is not None and held.at == content.at else content)
+                    self._send(self._held(content.at) or content)
                 sent = len(found)
             self._await_acknowledgements()
             self.published_revision = self._at.revision
