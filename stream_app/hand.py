@@ -102,10 +102,12 @@ class Hand:
 
     def expect(self, position: Position) -> None:
         """This revision is about to be committed; its content comes right after."""
-        self._expected = position.epoch, position.revision, position.digest
+        with self._lock:
+            self._expected = position.epoch, position.revision, position.digest
 
     def put(self, content: Content) -> None:
         with self._lock:
+            self._expected = None
             self._lock.notify_all()
             if content.at.revision <= max(self._contents, default=0):
                 # Numbers that come again are those of another history: what is here was lost with its own.
@@ -123,22 +125,33 @@ class Hand:
                     self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
 
     def content(self, revision: int) -> Content | None:
-        """The revision, if this worker made it lately."""
+        """The revision, if this worker made it lately, or is committing it this very moment."""
         with self._lock:
+            if self._expected is not None and self._expected[1] == revision:
+                self._await_expected()
             return self._contents.get(revision)
 
     def held(self, at: At) -> Content | None:
-        """The content of a revision that the ledger shows, if this worker made it lately.
-
-        One that was committed this very moment is waited for: only here are its requests' traces.
-        """
+        """The content of a revision that the ledger shows, if this worker made it lately."""
         with self._lock:
             if self._expected == (at.epoch, at.revision, bytes.fromhex(at.digest)):
-                self._lock.wait_for(lambda: at.revision in self._contents, COMING_S)
+                self._await_expected()
             content = self._contents.get(at.revision)
         return content if content is not None and content.at == at else None
 
     def link_after(self, period: str, revision: int) -> PeriodChange | None:
         """The period's next change after one of its revisions, if this worker made it lately."""
         with self._lock:
+            if self._expected is not None and self._expected[1] > revision:
+                self._await_expected()
             return self._next.get((period, revision))
+
+    def _await_expected(self) -> None:
+        """Wait for what is being committed: the commit wakes the followers before `put` is called.
+
+        Otherwise they would read back what is here a moment later, and their records would lack
+        the requests' traces, which only this worker knows.
+        """
+        if not self._lock.wait_for(lambda: self._expected is None, COMING_S):
+            # It was not committed after all.
+            self._expected = None
