@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -85,6 +86,7 @@ class _Worker:
         url, kafka = settings.postgres_url, settings.kafka
         self._judging = Ledger(url, name="stream")
         self._looking = Ledger(url, name="positions")
+        self._looks = threading.Lock()
         self._log_ends = LogEnds(kafka, topics.SUBMITTED.name)
         keeper_redis = redis_boards.connect(settings.redis_url)
         replier = Replier(keeper_redis)
@@ -192,14 +194,7 @@ class _Worker:
         pause_s = 0.1
         while not given_up():
             try:
-                found = await asyncio.to_thread(
-                    positions.find,
-                    self._looking,
-                    self._log_ends,
-                    self._topic_id,
-                    partitions,
-                    memory=self._settings.kafka_kind == "memory",
-                )
+                found = await asyncio.to_thread(self._find, partitions)
             except Unavailable as error:
                 self._stream.last_finished_s = time.monotonic()
                 _log.warning("seek_waits", detail=str(error)[:300])
@@ -212,6 +207,17 @@ class _Worker:
                 _log.info("sought", log=found.log, offsets={str(p): o for p, o in found.offsets.items()})
                 return found.offsets
         return {}
+
+    def _find(self, partitions: set[int]) -> positions.Found:
+        """In a thread. One look at a time: the assignment may change again while one is under way."""
+        with self._looks:
+            return positions.find(
+                self._looking,
+                self._log_ends,
+                self._topic_id,
+                partitions,
+                memory=self._settings.kafka_kind == "memory",
+            )
 
     def _topic_id(self) -> str:
         self._asked_id = topic_id(self._settings.kafka, topics.SUBMITTED.name, kind=self._settings.kafka_kind)
