@@ -14,6 +14,7 @@ import msgspec
 
 from core import words
 from core.errors import Unreadable
+from core.reading import reader
 from core.times import format_us, parse_us
 
 MAX_RECORD_BYTES: Final = 16 * 1024
@@ -37,7 +38,6 @@ class SubmittedRecord(msgspec.Struct, omit_defaults=True):
     username: str | None = None
 
 
-_decoder = msgspec.json.Decoder(SubmittedRecord)
 _encoder = msgspec.json.Encoder()
 
 
@@ -54,20 +54,8 @@ def encode(record: SubmittedRecord) -> bytes:
     return _encoder.encode(record)
 
 
-def decode(value: bytes | None) -> SubmittedRecord:
-    """The record in these bytes; its words are not checked yet (see `check_words`).
-
-    Raises:
-        Unreadable: not JSON, not this shape, or empty.
-    """
-    if not value:
-        raise Unreadable("empty", "the record has no value")
-    try:
-        return _decoder.decode(value)
-    except msgspec.ValidationError as error:
-        raise Unreadable("shape", str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable("json", str(error)) from error
+decode = reader(SubmittedRecord)
+"""The record in these bytes; raises Unreadable. Its words are not checked yet (see `check_words`)."""
 
 
 def is_fingerprint(text: str) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from core import words
-from core.errors import Unreadable
 from core.events import BoardChanged, ChangedEntry, RankedEntry
+from core.reading import reader
 
 TOP: Final = 10
 """How many entries a publication and every dialect show."""
@@ -97,24 +97,11 @@ class View:
         return named_of_pages(self.before, self.top)
 
 
-_decoder = msgspec.json.Decoder(Publication)
 _encoder = msgspec.json.Encoder()
 
 
-def decode(value: bytes | None) -> Publication:
-    """The publication in a record's value.
-
-    Raises:
-        Unreadable: not JSON, not this shape, or empty.
-    """
-    if not value:
-        raise Unreadable("empty", "the record has no value")
-    try:
-        return _decoder.decode(value)
-    except msgspec.ValidationError as error:
-        raise Unreadable("shape", str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable("json", str(error)) from error
+decode = reader(Publication)
+"""The publication in a record's value; raises Unreadable."""
 
 
 def named_of_changes(changed: Iterable[ChangedEntry]) -> Named | None:

@@ -15,7 +15,7 @@ import msgspec
 
 from core import digest
 from core.actions import SubmittedRecord
-from core.rates import Judgement, Recent, Rules, effective_backfill
+from core.rates import MAX_EARLY_US, MAX_LATE_US, Judgement, Recent, Rules, effective_backfill
 from core.receipts import Reason
 from core.words import SCORE_MAX
 from storage.postgres.ledger import LedgerRows
@@ -83,9 +83,6 @@ class Plan:
 
 LEAP: Final = 1 << 40
 """Points of one action up to which a group's sum stays far within 64 bits."""
-
-MAX_LATE_US: Final = 24 * 3600 * 1_000_000
-MAX_EARLY_US: Final = 60 * 1_000_000
 
 _encode_reason = msgspec.json.Encoder().encode
 

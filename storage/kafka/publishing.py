@@ -61,7 +61,6 @@ class Publisher:
         self._leading: dict[str, Leading] = {}
         self._saved_at_s = 0.0
         self._saved: At | None = None
-        self.published_revision = 0
 
     # Being the one -------------------------------------------------------------------------
 
@@ -111,7 +110,6 @@ class Publisher:
                     self._send(self._held(content.at) or content)
                 sent = len(found)
             self._await_acknowledgements()
-            self.published_revision = self._at.revision
             if time.monotonic() - self._saved_at_s >= SAVE_EVERY_S:
                 self._save()
             return bool(sent)
@@ -153,7 +151,6 @@ class Publisher:
                 self._at = At(saved[0], saved[1], saved[3] or "")
             contents.summarise(cursor)
         self._producer = self._made()
-        self.published_revision = self._at.revision
         return True
 
     def _save(self) -> None:
