@@ -1,0 +1,1 @@
+"""Processes that are really killed, paused and cut off, while clients write down all that they are told."""
