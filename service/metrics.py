@@ -106,10 +106,15 @@ PARTITION_STOPPED = Gauge(
     "A rise means that accepted actions wait for an operator.",
     ["partition"],
 )
+DEFECTS = Counter(
+    "trueboard_defects",
+    "Tries of a group of records that ended in a defect; the group is then tried in parts. "
+    "A rise means a defect in the judge: the log shows it, and a record that meets it alone is set aside.",
+)
 DEAD_LETTERS = Counter(
     "trueboard_dead_letters",
     "Records set aside on the dead-letter topic, by reason. "
-    "A rise means that somebody writes what nobody can read.",
+    "A rise means that somebody writes what nobody can read; of reason defect, that the judge has one.",
     ["reason"],
 )
 

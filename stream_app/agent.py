@@ -2,7 +2,7 @@
 
 Errors by what to do next: unreadable records go to the dead-letter topic and the group goes on;
 what is away is waited for and the same step repeated; a log that is not the one read before stops
-its partition; anything else is a defect and ends the process before anything is acknowledged.
+its partition; anything else is a defect, and `trying` finds whose.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -18,15 +18,23 @@ from typing import Any, Final
 from core.errors import Unavailable
 from service import logs, metrics
 from storage.kafka.dead_letters import DeadLetters
+from storage.postgres.ledger import Overtaken
 from stream_app import intake
 from stream_app.carry_out import Judge, Outcome, OutOfStep, Slice, Stopped
 from stream_app.following import Following
 from stream_app.hand import Hand
 from stream_app.replying import Replier
+from stream_app.trying import Counting, Done, Piece, Run, Trials
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
 QUEUED_BATCHES: Final = 8
+
+OVERTAKEN_MOST: Final = 10
+"""How often in a row others may have been quicker; beyond that nobody was."""
+
+TOO_LARGE: Final = ("25P04", "53200")
+"""SQLSTATEs that may be the group's own doing: its transaction took too long, or too much memory."""
 
 _log = logs.get("stream_app.agent")
 
@@ -40,12 +48,22 @@ class Stream:
         dead_letters: DeadLetters,
         replier: Replier,
         followers: Sequence[Following],
+        attempts: Counting,
         *,
         batch_actions: int,
         dead_letters_in_a_row: int,
+        defects_in_a_row: int,
         hand: Hand,
     ) -> None:
         self._judge, self._dead_letters, self._replier = judge, dead_letters, replier
+        self._trials = Trials(
+            self._carried_out,
+            judge,
+            dead_letters,
+            attempts,
+            group_records=batch_actions,
+            defects_in_a_row=defects_in_a_row,
+        )
         self._followers, self._hand = followers, hand
         self._batch_actions, self._in_a_row_most = batch_actions, dead_letters_in_a_row
         self._queue: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue(QUEUED_BATCHES)
@@ -67,6 +85,7 @@ class Stream:
         self.next_offsets = dict(offsets)
         self._sought_again.clear()
         self._in_a_row.clear()
+        self._trials.taken_up()
         self.last_finished_s = time.monotonic()
         metrics.PARTITION_STOPPED.clear()
         metrics.STREAM_LAG_RECORDS.clear()
@@ -105,29 +124,63 @@ class Stream:
         return group
 
     async def _judged(self, group: list[tuple[Any, Any]]) -> None:
-        pause_s = FIRST_PAUSE_S
+        """See a group to its end: in one piece, or in as many as a defect makes of it."""
         loop = asyncio.get_running_loop()
-        while True:
-            group = [pair for pair in group if self._consumer.is_current(pair[1].message)]
-            if not group:
-                return
-            batches = [pair[1].message.value for pair in group]
+        dropped: set[int] = set()
+        todo = deque([Piece([Run(event, event.message.value) for _, event in group])])
+        pause_s = FIRST_PAUSE_S
+        while todo:
+            piece = todo[0]
+            dropped |= {
+                id(run.event) for run in piece.runs if not self._consumer.is_current(run.event.message)
+            }
+            piece.runs = [run for run in piece.runs if id(run.event) not in dropped]
+            if not piece.runs:
+                todo.popleft()
+                continue
             try:
-                outcome, slices = await loop.run_in_executor(self._thread, self._carried_out, batches)
-            except Unavailable as error:
-                self.last_finished_s = time.monotonic()
-                _log.warning("stream_waits", detail=str(error)[:300], pause_s=pause_s)
-                await asyncio.sleep(pause_s * (0.5 + random.random()))
-                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+                tried = await loop.run_in_executor(self._thread, self._trials.attempt, self.log, piece)
             except OutOfStep as error:
                 await self._out_of_step(error)
             except Stopped as error:
                 self._stop(error.partition, error.detail)
+            except Exception as error:
+                if parts := await self._parts_after(piece, error):
+                    todo.popleft()
+                    todo.extendleft(reversed(parts))
+                    continue
+                self.last_finished_s = time.monotonic()
+                _log.warning("stream_waits", detail=str(error)[:300], pause_s=pause_s)
+                await asyncio.sleep(pause_s * (0.5 + random.random()))
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
             else:
-                break
-        self._told(outcome, slices)
+                todo.popleft()
+                pause_s = FIRST_PAUSE_S
+                if isinstance(tried, Done):
+                    self.last_finished_s = time.monotonic()
+                    self._told(tried.outcome, tried.slices)
+                else:
+                    todo.extendleft(reversed(tried))
         for stream, event in group:
-            await stream.ack(event)
+            if id(event) not in dropped:
+                await stream.ack(event)
+
+    async def _parts_after(self, piece: Piece, error: Exception) -> list[Piece]:
+        """What to try in the place of a piece that raised; nothing where waiting is all there is.
+
+        Raises:
+            Exception: the error, where the process is to end of it.
+        """
+        if isinstance(error, Unavailable):
+            too_large = getattr(error.__cause__, "sqlstate", None) in TOO_LARGE
+            overtaken = isinstance(error, Overtaken)
+            piece.waited = piece.waited + 1 if too_large or overtaken else 0
+            if too_large and piece.waited > 1 and piece.size > 1:
+                return piece.halves()
+            if not overtaken or piece.waited <= OVERTAKEN_MOST:
+                return []
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._trials.after, piece, error)
 
     async def _out_of_step(self, error: OutOfStep) -> None:
         if self._sought_again.get(error.partition) == error.next_offset:
@@ -143,25 +196,25 @@ class Stream:
         _log.error("partition_stopped", partition=partition, detail=why)
         self._consumer.stop_partition(partition)
 
-    def _carried_out(self, batches: Sequence[Sequence[Any]]) -> tuple[Outcome, list[Slice]]:
+    def _carried_out(self, log: int, piece: Piece) -> Done:
         """In the judging thread: decode, set aside, judge and write."""
         begun_s = time.perf_counter()
         joined: dict[int, list[Any]] = {}
-        for records in batches:
-            joined.setdefault(records[0].partition, []).extend(records)
+        for run in piece.runs:
+            joined.setdefault(run.partition, []).extend(run.records)
         slices, dead = [], []
         in_a_row: dict[int, int] = {}
         for partition in sorted(joined):
             records = joined[partition]
             if records[-1].offset - records[0].offset + 1 != len(records):
                 raise Stopped(partition, "the log has holes: it was compacted or written in transactions")
-            piece, letters = intake.read_slice(records)
-            in_a_row[partition] = self._counted_in_a_row(piece)
-            slices.append(piece)
+            part, letters = intake.read_slice(records)
+            in_a_row[partition] = self._counted_in_a_row(part)
+            slices.append(part)
             dead += letters
         if dead:
             self._dead_letters.send(dead)
-        outcome = self._judge.carry_out(self.log, slices)
+        outcome = self._judge.carry_out(log, slices)
         # Only now: a step that has to be repeated counts once.
         self._in_a_row.update(in_a_row)
         if outcome.content is not None:
@@ -172,7 +225,7 @@ class Stream:
                 "dead_letter", partition=letter.partition, offset=letter.offset, reason=letter.reason
             )
         metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - begun_s)
-        return outcome, slices
+        return Done(outcome, slices)
 
     def _counted_in_a_row(self, piece: Slice) -> int:
         """How many unreadable records in a row the partition has come to.
@@ -242,4 +295,5 @@ class Stream:
 
     def close(self) -> None:
         """Let what is in the judging thread's hands come to its end."""
+        self._thread.submit(self._trials.close)
         self._thread.shutdown(wait=True)

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, TypeVar
 
 import psycopg
@@ -115,13 +116,20 @@ class Judge:
         """`on_numbered` is told each revision between its numbering and its commit."""
         self.ledger = ledger
         self._on_numbered = on_numbered
-        self._people = People(most=most_people, most_rows=most_rows, slack_us=max_late_us)
+        self._nobody = partial(People, most=most_people, most_rows=most_rows, slack_us=max_late_us)
+        self._people = self._nobody()
         self._max_late_us, self._max_early_us = max_late_us, max_early_us
         self._definitions: Definitions | None = None
         self._rules: Rules | None = None
 
     def people_at_hand(self) -> int:
         return len(self._people)
+
+    def forget(self) -> None:
+        """Know nothing but what the ledger says: players, definitions and the connection are made anew."""
+        self._people = self._nobody()
+        self._definitions = self._rules = None
+        self.ledger.close()
 
     def carry_out(self, log: int, slices: Sequence[Slice]) -> Outcome:
         """Judge these slices of log `log` and write down what came of it: all of it, or nothing.
@@ -158,6 +166,9 @@ class Judge:
         with self.ledger.batch([piece.partition for piece in slices]) as batch:
             rules = self._current(batch)
             incoming, redelivered = _in_step(batch, log, slices)
+            aside = _set_aside_before(batch, log, redelivered)
+            if aside:
+                incoming = [item for item in incoming if (item.partition, item.offset) not in aside]
             runs = {
                 piece.partition: self._people.run_of(
                     piece.partition, batch.progress[piece.partition].next_offset
@@ -173,7 +184,7 @@ class Judge:
                 if incoming
                 else set()
             )
-            _only_known(batch, log, redelivered, existing, incoming, people)
+            _only_known(redelivered, aside, existing, incoming, people)
             people, renamed = _renamed(batch, incoming, people, existing, found)
             involved += people
             self._people.ready(batch, rules, people, fresh, incoming, runs)
@@ -348,10 +359,23 @@ def _in_step(
     return incoming, redelivered
 
 
+def _set_aside_before(
+    batch: OpenBatch, log: int, redelivered: Sequence[tuple[Slice, int]]
+) -> set[tuple[int, int]]:
+    """(partition, offset) of the redelivered records that were passed over, and are so again."""
+    offsets: dict[int, list[int]] = {}
+    for piece, offset in redelivered:
+        offsets.setdefault(piece.partition, []).append(offset)
+    return {
+        (partition, offset)
+        for partition, some in offsets.items()
+        for offset in batch.set_aside_offsets(log, partition, some)
+    }
+
+
 def _only_known(
-    batch: OpenBatch,
-    log: int,
     redelivered: Sequence[tuple[Slice, int]],
+    aside: set[tuple[int, int]],
     existing: set[tuple[str, int]],
     incoming: Sequence[Incoming],
     people: Sequence[Person],
@@ -367,17 +391,12 @@ def _only_known(
         (item.partition, item.offset): (item.record.action_id, someone.player)
         for item, someone in zip(incoming, people, strict=True)
     }
-    unknown: dict[int, list[int]] = {}
     for piece, offset in redelivered:
-        key = key_at.get((piece.partition, offset))
-        if key is None or key not in existing:
-            unknown.setdefault(piece.partition, []).append(offset)
-    for partition, offsets in unknown.items():
-        left = set(offsets) - batch.set_aside_offsets(log, partition, offsets)
-        if left:
+        place = (piece.partition, offset)
+        if place not in aside and key_at.get(place) not in existing:
             raise Stopped(
-                partition,
-                f"offset {min(left)} was read before and is not in the ledger: this is another log",
+                piece.partition,
+                f"offset {offset} was read before and is not in the ledger: this is another log",
             )
 
 

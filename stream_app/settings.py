@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One worker's settings."""
-
-    data_dir: Path
-    """Where Faust may keep what it must keep; nothing of it is read again."""
 
     postgres_url: str
     redis_url: str
@@ -21,6 +17,10 @@ class Settings:
 
     kafka_kind: str = "external"
     """`jvm`, `external` or `memory`."""
+
+    erasure_secret: str = ""
+    """Secret under which the user ids of erased people are kept as hashes: one for the ledger, for ever.
+    Empty: made in the data directory."""
 
     metrics_port: int = 0
     """Loopback port of metrics and health; 0 chooses a free one."""
@@ -50,6 +50,9 @@ class Settings:
 
     dead_letters_in_a_row: int = 1_000
     """Unreadable records in a row after which a partition stops: then it is not the records."""
+
+    defects_in_a_row: int = 20
+    """Records in a row set aside for a defect after which a partition stops: then it is not the records."""
 
     stuck_s: float = 60.0
     """A worker with lag that finishes nothing for so long exits."""

@@ -262,5 +262,8 @@ class BatchApp(faust.App):  # type: ignore[misc]
     positions: Callable[[set[int], Callable[[], bool]], Awaitable[dict[int, int]]]
     on_defect: Callable[[BaseException], None]
 
+    # Nothing here is kept in files, so the process may run where it can write nowhere.
+    def _create_directories(self) -> None: ...
+
     def _new_transport(self) -> Any:
         return BatchTransport(self.conf.broker_consumer, self)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 
 from core.errors import Unavailable
 from service import metrics
+from storage.postgres.ledger import Overtaken
 from stream_app import agent
 from stream_app.agent import Stream
 from stream_app.carry_out import Outcome, OutOfStep, Slice, Stopped
@@ -22,6 +25,8 @@ class Judge:
 
     def __init__(self, *fates: BaseException) -> None:
         self.fates, self.given = list(fates), []
+
+    def forget(self) -> None: ...
 
     def carry_out(self, log: int, slices: list[Slice]) -> Outcome:
         if self.fates:
@@ -36,6 +41,30 @@ class Letters:
 
     def send(self, letters: Any) -> None:
         self.sent += [(letter.partition, letter.offset) for letter in letters]
+
+
+class Attempts:
+    """Counts as table `attempts` does."""
+
+    def __init__(self) -> None:
+        self.tries: dict[tuple[int, int], int] = {}
+
+    def begin(self, log: int, offsets: Mapping[int, int], *, least: int = 1) -> dict[int, int]:
+        for place in offsets.items():
+            self.tries[place] = max(self.tries.get(place, 0) + 1, least)
+        return {partition: self.tries[partition, offset] for partition, offset in offsets.items()}
+
+    def withdraw(self, log: int, offsets: Mapping[int, int]) -> None:
+        for place in offsets.items():
+            self.tries[place] -= 1
+
+    def passed(self, log: int, next_offsets: Mapping[int, int]) -> None:
+        for partition, end in next_offsets.items():
+            self.tries = {
+                place: n for place, n in self.tries.items() if place[0] != partition or place[1] >= end
+            }
+
+    def close(self) -> None: ...
 
 
 class Consumer:
@@ -69,8 +98,10 @@ class World:
             self.letters,  # type: ignore[arg-type]
             SimpleNamespace(add=lambda outcome: False),  # type: ignore[arg-type]
             [],
+            Attempts(),
             batch_actions=2000,
             dead_letters_in_a_row=in_a_row,
+            defects_in_a_row=3,
             hand=Hand(),
         )
         self.stream.taken_up(1, {0: 0, 1: 0}, {})
@@ -228,13 +259,43 @@ async def test_a_step_that_is_repeated_counts_its_unreadable_records_once():
     assert world.acknowledged == [(0, 1)]
 
 
-async def test_a_defect_ends_the_loop_before_anything_is_acknowledged():
-    world = World(ZeroDivisionError("a defect"))
+async def test_a_group_that_meets_a_defect_once_is_judged_as_it_was():
+    world = World(ZeroDivisionError("of what was at hand"))
 
-    with pytest.raises(ZeroDivisionError):
+    await world.feed(records(0, "good", "good"), records(1, "good"))
+
+    assert world.judge.given == [[(0, 0, 1), (1, 0, 0)]]
+    assert world.letters.sent == []
+    assert world.acknowledged == [(0, 1), (1, 0)]
+
+
+async def test_want_of_memory_ends_the_loop_before_anything_is_acknowledged():
+    world = World(MemoryError())
+
+    with pytest.raises(MemoryError):
         await world.feed(records(0, "good"))
 
     assert world.acknowledged == []
+
+
+async def test_a_group_whose_transaction_takes_too_long_is_carried_out_in_parts():
+    too_long = [Unavailable("too long") for _ in range(2)]
+    for error in too_long:
+        error.__cause__ = psycopg.errors.TransactionTimeout()
+    world = World(*too_long)
+
+    await world.feed(records(0, "good", "good", "good"))
+
+    assert world.judge.given == [[(0, 0, 0)], [(0, 1, 2)]]
+    assert world.acknowledged == [(0, 2)]
+
+
+async def test_a_group_that_others_always_judge_first_is_a_defect_and_not_waited_for():
+    world = World(*[Overtaken("again") for _ in range(agent.OVERTAKEN_MOST + 1)])
+
+    await world.feed(records(0, "good"))
+
+    assert world.judge.given == [[(0, 0, 0)]]
 
 
 async def test_a_batch_from_before_a_seek_is_dropped_unjudged():

@@ -103,6 +103,28 @@ def test_a_redelivered_poison_record_is_known_by_where_it_stood(stream):
     assert stream.rows("SELECT record_offset, reason FROM set_aside") == [(0, "json")]
 
 
+def test_a_redelivered_record_that_was_set_aside_as_a_defect_is_not_judged_after_all(stream):
+    stream.log.append(0, submitted("ada", "a1"))
+    stream.log.append(0, submitted("ada", "a2"))
+    aside = stream.log.slice(0)
+    aside.incoming, aside.unreadable = aside.incoming[1:], {0: "defect"}
+    stream.judge.carry_out(stream.log.number, [aside])
+
+    again = stream.judge.carry_out(stream.log.number, [stream.log.slice(0)])
+
+    assert (again.position, again.redelivered) == (None, 2)
+    assert stream.rows("SELECT action_id FROM ledger") == [("a2",)]
+
+
+def test_a_judge_that_forgets_everything_goes_on_from_the_ledger(stream):
+    stream.take(*[submitted("ada", f"a{number}", at_us=NOW_US + number * US) for number in range(3)])
+    stream.judge.forget()
+    stream.take(submitted("ada", "a3", at_us=NOW_US + 4 * US))
+
+    assert stream.verdicts()["a3"][0] == "held"
+    assert recounted(stream) == scores(stream)
+
+
 # once, in the order of the log ----------------------------------------------------------------
 
 
