@@ -18,10 +18,6 @@ class Settings:
     kafka_kind: str = "external"
     """`jvm`, `external` or `memory`."""
 
-    erasure_secret: str = ""
-    """Secret under which the user ids of erased people are kept as hashes: one for the ledger, for ever.
-    Empty: made in the data directory."""
-
     metrics_port: int = 0
     """Loopback port of metrics and health; 0 chooses a free one."""
 
