@@ -19,6 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", nargs="+", help="ids, or a letter and a dash for a whole section")
     parser.add_argument("--keep", type=Path, help="where to keep the run; by default a directory in /tmp")
+    parser.add_argument("--thorough", action="store_true", help="each fault as often as there is time for")
     wanted = parser.parse_args()
     chosen = [
         one
@@ -38,7 +39,7 @@ def main() -> int:
                 number += 1
                 brokers = 3 if one.stack == "trio" else 1
                 rig = Rig(keep / f"data-{number}", keep / f"run-{number}", CACHE, brokers=brokers)
-                world = World(rig)
+                world = World(rig, thorough=wanted.thorough)
                 print(f"up after {rig.now_s()} s", flush=True)
             result = run_row(world, one)
             results.append(result)

@@ -8,6 +8,7 @@ to have taken hold, and a row without confirmed actions, or without what it `wan
 from __future__ import annotations
 
 import json
+import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from core.topics import SUBMITTED
+from core.topics import DEAD, SUBMITTED
 from storage.redis.keys import board
 from tests.faults import dumping
 from tests.faults.comparison import compare
@@ -111,8 +112,9 @@ def row(
 class World:
     """A rig with its load and its readers, for many rows one after another."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
+    def __init__(self, rig: Rig, *, thorough: bool = False) -> None:
+        self.rig, self.thorough = rig, thorough
+        self.dice = random.Random(rig.seed)
         rig.up()
         self.writers = Writers(rig, per_s=0.0)
         self.readers = Readers(rig, self.writers)
@@ -149,6 +151,13 @@ class World:
         ends = self.ends()
         progress = dict(self.rig.ask("SELECT partition, next_offset FROM progress"))
         return sum(max(0, ends[SUBMITTED.name, p] - progress.get(p, 0)) for p in range(PARTITIONS))
+
+    def record_lag(self) -> int:
+        """Records of the submitted topic that the stream says it has not judged, by its own metric."""
+        return int(self.rig.metric("stream", "trueboard_stream_lag_records"))
+
+    def lag_is_short(self) -> bool:
+        return self.lag() < 30
 
     def copied(self) -> int:
         """The revision the copy shows, -1 without one."""
@@ -298,6 +307,22 @@ class Scene:
         self.effect(
             f"{at_least} refusals", lambda: self.writers.counts.statuses[503] >= before + at_least, within_s
         )
+
+    def times(self, few: int, many: int) -> int:
+        """How often: few times, or many where there is time."""
+        return many if self.world.thorough else few
+
+    def shuffled(self, names: list[str]) -> list[str]:
+        return self.world.dice.sample(names, len(names))
+
+    def resume(self) -> None:
+        """Write again after a rest in the middle of a row."""
+        self.writers.per_s = PER_S
+        self._judged_at_strike = self.world.judged()
+
+    def dead_letters(self) -> int:
+        """Records on the dead-letter topic."""
+        return sum(end for (topic, _), end in self.world.ends().items() if topic == DEAD.name)
 
     def confirmations(self, at_least: int, within_s: float = 20.0) -> None:
         """Wait for so many confirmed actions from now on."""

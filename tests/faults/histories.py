@@ -27,6 +27,10 @@ files, as one process writes them all. Instants of the product are strings as th
 
 Lines of one file are in the order in which they were written: attempts and pages when their answer
 came (`ended_s`), the others when they were seen. Optional fields that hold nothing are left out.
+
+Rows also write records to the submitted topic themselves, past the door. Those are of users whose
+ids begin with `direct-`, or byte for byte repeats of records that are there; no attempt is written
+down for them.
 """
 
 from __future__ import annotations

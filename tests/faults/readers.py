@@ -41,7 +41,9 @@ class Readers:
         self._copies = Transcript(rig.run / "copies.jsonl")
         self._frames = Transcript(rig.run / "frames.jsonl")
         self._tasks: list[asyncio.Task[None]] = []
-        self._sockets = 0
+        self.sockets = 0
+        """How many were opened, or tried to be."""
+        self.close_codes: Counter[int] = Counter()
         self.open_sockets: dict[int, tuple[str, int]] = {}
         """Of each open socket, the (epoch, revision) it was last shown."""
         self.statuses: dict[int, int] = {}
@@ -150,8 +152,8 @@ class Readers:
         if dialect == "leaderboard":
             headers["Authorization"] = f"Bearer {self.rig.token(f'watcher-{secrets.token_hex(3)}')}"
         while True:
-            self._sockets += 1
-            await self._one_socket(self._sockets, dialect, headers)
+            self.sockets += 1
+            await self._one_socket(self.sockets, dialect, headers)
             await asyncio.sleep(0.1 + random.random() * 0.4)
 
     async def _one_socket(self, number: int, dialect: str, headers: dict[str, str]) -> None:
@@ -171,6 +173,7 @@ class Readers:
                     note("frame", epoch=body["epoch"], revision=body["revision"], body=body)
                     self.open_sockets[number] = (body["epoch"], body["revision"])
                 note("closed", code=socket.close_code)
+                self.close_codes[socket.close_code or 0] += 1
         except aiohttp.WSServerHandshakeError as error:
             note("refused", code=error.status)
         except (aiohttp.ClientError, OSError, TimeoutError):

@@ -51,6 +51,9 @@ PARTITIONS = 12
 SESSION_TIMEOUT_S = 3.0
 """Shorter than the default of 10 s, so that a worker that was killed is missed sooner."""
 
+RECONCILE_INTERVAL_S = 3.0
+"""Sooner than the default of 10 s, for the same reason."""
+
 _ISSUER = _AUDIENCE = "trueboard"
 _TOKEN_LIFE_S = 80_000
 
@@ -204,6 +207,7 @@ class Rig:
             "LOOPBACK_ADDRESS_RATE": "100000",
             "LOOPBACK_MAX_SOCKETS": "20000",
             "SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
+            "RECONCILE_INTERVAL_S": str(RECONCILE_INTERVAL_S),
             **self.settings,
             **self._extra.get(name, {}),
         }
