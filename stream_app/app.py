@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
 import threading
 import time
@@ -39,6 +40,8 @@ STOP_S: Final = 8.0
 LOOK_AT_LOG_S: Final = 3.0
 """How often a worker asks whether the topic is still the log it reads."""
 
+STOP_AT_MOST_S: Final = 15.0
+"""A process that has not come to its end by then is ended, whatever it is at."""
 
 _log = logs.get("stream_app")
 
@@ -66,14 +69,25 @@ async def run(settings: Settings) -> int:
     for error in defects:
         _log.error("defect", error=type(error).__name__, exc_info=error)
     _log.info("stopped", defects=len(defects))
+        _end_after(STOP_AT_MOST_S)
     return 1 if defects else 0
 
 
-async def _until(stop: asyncio.Event, worker: _Worker) -> None:
+def _end_after(seconds: float) -> None:
+    """End the process then, with every thread's stack on standard error, unless this is called again.
+
+    By a thread that needs no lock of Python's: also what never gives it back is ended.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+async def _until(stop: asyncio.Event, worker: _Worker, stuck_s: float) -> None:
     while not stop.is_set():
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1.0)
         worker.look_after()
+        # Twice: where this loop still turns, it is the first to notice, and says so.
+        _end_after(2 * stuck_s)
 
 
 class _Worker:

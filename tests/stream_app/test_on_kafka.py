@@ -51,6 +51,7 @@ class Workers:
             "TRUEBOARD_CONSUMER_GROUP": f"tests-{url.rsplit('/', 1)[1]}",
         }
         self.started: list[tuple[subprocess.Popen[bytes], int]] = []
+        self.program = ("-P", "-m", "stream_app")
 
     @property
     def group(self) -> str:
@@ -62,7 +63,7 @@ class Workers:
         log = (self._logs / f"worker-{len(self.started)}.log").open("wb")
         with log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stream_app"], env=env, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, *self.program], env=env, stdout=log, stderr=subprocess.STDOUT
             )
         self.started.append((process, port))
         return process
