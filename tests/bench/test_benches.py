@@ -42,7 +42,7 @@ def result_of(bench: str, *options: str) -> Any:
 def test_every_file_is_tried_here():
     names = {path.stem for path in (ROOT / "bench").glob("*.py") if not path.stem.startswith("_")}
 
-    assert names == {"ingest", "stream", "feed"}
+    assert names == {"ingest", "stream", "feed", "fanout"}
 
 
 def test_ingest():
@@ -80,3 +80,17 @@ def test_feed():
     assert set(result["checks"]["answers"]) == {"202"}
     for stage in result["stages"].values():
         assert 0 < stage["p50_ms"] <= stage["p99_ms"] <= stage["most_ms"]
+
+
+def test_fanout():
+    result = result_of("fanout")
+
+    assert set(result["broadcast"]) == {"push /ws/scores", "C epoll", "litestar.channels"}
+    for server in result["broadcast"].values():
+        assert server["missing"]["median"] == 0
+        assert server["last_ms"]["median"] > 0
+        assert server["fast_per_s"]["median"] > 0
+    assert result["stalled"]["missing"] == 0
+    assert result["stalled"]["deliveries"] == 30 * 19
+    assert result["storm"]["served_s"] > 0
+    assert len(result["bars"]) == 7
