@@ -1,5 +1,5 @@
-# One image for ingest, stream_app, push and the set-up; what is run is the argument:
-#   docker run … trueboard:0.1.0 ingest | stream_app | push | trueboard setup
+# One image for ingest, stream_app, push, the auditor and the set-up; what is run is the argument:
+#   docker run … trueboard:0.1.0 ingest | stream_app | push | auditor | trueboard setup
 # It writes nowhere but to /tmp, so the root file system may be read-only.
 
 FROM python:3.11-slim-trixie AS build
@@ -20,6 +20,7 @@ COPY storage storage
 COPY ingest ingest
 COPY stream_app stream_app
 COPY push push
+COPY auditor auditor
 COPY trueboard trueboard
 # The last line takes out what only a build and `trueboard up` need: the servers are others' containers.
 RUN /opt/uv/bin/uv pip install --no-cache --python /opt/trueboard/bin/python --no-deps --no-build-isolation . \

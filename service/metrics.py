@@ -168,3 +168,32 @@ FRAMES_MERGED = Counter(
     "Frames a slow reader was spared, since a later one held all of it. "
     "A rise means readers on slow networks, or a feed short of CPU.",
 )
+
+# The auditor
+
+AUDIT_MISMATCH = Counter(
+    "trueboard_audit_mismatch",
+    "Things shown that differ from the auditor's own count at the same revision, by what showed them. "
+    "Any rise means that a board, a topic, a page or a frame is wrong: the log line names the first witness.",
+    ["what"],
+)
+AUDIT_COMPARED = Counter(
+    "trueboard_audit_compared",
+    "Comparisons that the auditor made. A rise that ends means that nothing is audited any more.",
+    ["what"],
+)
+AUDIT_SKIPPED = Counter(
+    "trueboard_audit_skipped",
+    "Comparisons the auditor did not make, since nothing proved that both sides are of one revision. "
+    "A rise means revisions that follow each other faster than pages can be held against them.",
+    ["what"],
+)
+AUDIT_REVISION = Gauge(
+    "trueboard_audit_revision",
+    "The last revision that the auditor has counted. A rise means that the history goes on.",
+)
+AUDIT_LAG_REVISIONS = Gauge(
+    "trueboard_audit_lag_revisions",
+    "Revisions of the ledger that the auditor has not counted yet. "
+    "A rise means that the topics or the auditor do not keep up.",
+)

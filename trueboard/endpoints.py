@@ -22,7 +22,7 @@ class Endpoints:
     """The addresses and processes of a running stack; the fields are the file's, to the letter.
 
     `metrics` holds the URL of each service's metrics page, `processes` the process ids by name
-    (`supervisor`, the three services, and of the servers those that are embedded).
+    (`supervisor`, the four services, and of the servers those that are embedded).
     """
 
     http: str

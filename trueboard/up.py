@@ -1,7 +1,7 @@
 """`trueboard up`: the servers, then the services, kept running in the foreground.
 
 Order: lock the data directory, look for the tools, start Postgres, Valkey and Kafka side by side,
-bring schema, topics, definitions and keys up to date, start the three services, write
+bring schema, topics, definitions and keys up to date, start the services, write
 endpoints.json, say `ready`. Stopping goes backwards. Whatever keeps it from starting is one
 sentence on stderr and exit code 1.
 """
@@ -46,7 +46,7 @@ LEAST_FREE_BYTES = 256 * 1024 * 1024
 
 # -P: a directory of the same name where the command is called must not be taken for the service
 SERVICES: Mapping[str, Sequence[str]] = {
-    name: (sys.executable, "-P", "-m", name) for name in ("ingest", "stream_app", "push")
+    name: (sys.executable, "-P", "-m", name) for name in ("ingest", "stream_app", "push", "auditor")
 }
 
 
@@ -150,7 +150,7 @@ class _Voice:
 def command(data: Path | None, **options: Any) -> None:
     """Start everything on this machine and keep it running.
 
-    Postgres, Valkey, Kafka and the services ingest, stream_app and push, in the foreground: when
+    Postgres, Valkey, Kafka and the services ingest, stream_app, push and auditor, in the foreground: when
     `ready` appears, everything answers. Ctrl-C stops it; the data stays. Settings come from
     TRUEBOARD_* variables or trueboard.toml in the data directory; an option wins over both.
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from auditor.settings import Settings as AuditorSettings
 from ingest.settings import Settings as IngestSettings
 from push.settings import Settings as PushSettings
 from stream_app.settings import Settings as StreamSettings
@@ -25,6 +26,7 @@ SETTINGS = {
     ("ingest",): IngestSettings,
     ("stream_app",): StreamSettings,
     ("push",): PushSettings,
+    ("auditor",): AuditorSettings,
     ("trueboard", "setup"): SetupSettings,
 }
 """By what the image is told to run."""

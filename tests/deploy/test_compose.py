@@ -19,7 +19,7 @@ from tests.devstack import containers
 from trueboard.devstack.kafka.jars import kafka_version
 
 SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD")
-OURS = ("setup", "ingest", "stream_app", "push")
+OURS = ("setup", "ingest", "stream_app", "push", "auditor")
 
 
 @pytest.fixture
@@ -117,14 +117,14 @@ def test_services_start_when_the_set_up_is_done_and_the_set_up_when_the_servers_
     healthy = {"condition": "service_healthy"}
 
     assert services["setup"]["depends_on"] == {"postgres": healthy, "kafka": healthy}
-    for name in ("ingest", "stream_app", "push"):
+    for name in ("ingest", "stream_app", "push", "auditor"):
         assert services[name]["depends_on"] == {
             "setup": {"condition": "service_completed_successfully"},
             **dict.fromkeys(("postgres", "valkey", "kafka"), healthy),
         }
 
 
-@pytest.mark.parametrize("name", ["ingest", "stream_app", "push"])
+@pytest.mark.parametrize("name", ["ingest", "stream_app", "push", "auditor"])
 def test_health_is_asked_for_on_the_port_it_is_told_on(name: str, services: dict[str, Any]):
     port = services[name]["environment"]["TRUEBOARD_METRICS_PORT"]
     *command, script = services[name]["healthcheck"]["test"]

@@ -33,7 +33,7 @@ CUSTOM = {
     ("postgresql.cnpg.io/v1", "Cluster"),
     ("keda.sh/v1alpha1", "ScaledObject"),
 }
-OURS = ("ingest", "push", "stream-app", "setup")
+OURS = ("ingest", "push", "stream-app", "auditor", "setup")
 NOT_SETTINGS = {"VALKEY_PASSWORD", "PGSSLMODE"}
 MADE_ELSEWHERE = {"trueboard-identity", "trueboard-valkey", "trueboard-postgres-app"}
 """By whoever deploys (the first two) and by CloudNativePG."""
@@ -143,7 +143,7 @@ def test_no_secret_is_in_the_tree(resources: list[Resource]):
 
 def test_health_is_asked_for_on_the_port_it_is_told_on(resources: list[Resource]):
     port = one(resources, "ConfigMap", "trueboard")["data"]["TRUEBOARD_METRICS_PORT"]
-    for name in ("ingest", "push", "stream-app"):
+    for name in ("ingest", "push", "stream-app", "auditor"):
         (container,) = pods(resources)[name]["containers"]
         for probe, path in (("startupProbe", "live"), ("livenessProbe", "live"), ("readinessProbe", "ready")):
             *command, script = container[probe]["exec"]["command"]
@@ -247,8 +247,19 @@ EDGES = {
     ("stream-app", "valkey", 6379),
     ("setup", "kafka", 9092),
     ("setup", "postgres", 5432),
+    ("auditor", "kafka", 9092),
+    ("auditor", "postgres", 5432),
+    ("auditor", "valkey", 6379),
 }
-STORES = {"trueboard-kafka": "kafka", "trueboard-postgres": "postgres", "valkey": "valkey"}
+WATCHED = {("auditor", "ingest", 8080), ("auditor", "push", 8081)}
+"""Who asks our own services from within."""
+PEERS = {
+    "trueboard-kafka": "kafka",
+    "trueboard-postgres": "postgres",
+    "valkey": "valkey",
+    "ingest": "ingest",
+    "push": "push",
+}
 
 
 def test_everything_is_denied_that_no_policy_allows(resources: list[Resource]):
@@ -258,9 +269,9 @@ def test_everything_is_denied_that_no_policy_allows(resources: list[Resource]):
     }
 
 
-def test_our_pods_may_reach_the_stores_they_use_and_no_other(resources: list[Resource]):
+def test_our_pods_may_reach_whom_they_use_and_no_other(resources: list[Resource]):
     edges = {
-        (name, STORES[_names_of(peer["podSelector"])[0]], port["port"])
+        (name, PEERS[_names_of(peer["podSelector"])[0]], port["port"])
         for name in OURS
         for rule in _policy(resources, name)["egress"]
         for peer in rule["to"]
@@ -268,7 +279,7 @@ def test_our_pods_may_reach_the_stores_they_use_and_no_other(resources: list[Res
         for port in rule["ports"]
     }
 
-    assert edges == EDGES
+    assert edges == EDGES | WATCHED
 
 
 def test_the_stores_let_in_whom_the_other_end_lets_out(resources: list[Resource]):
@@ -291,6 +302,20 @@ def test_the_stores_let_in_whom_the_other_end_lets_out(resources: list[Resource]
     }
 
     assert edges == EDGES
+
+
+def test_the_services_that_are_watched_let_the_auditor_in(resources: list[Resource]):
+    edges = {
+        (name, watched, port["port"])
+        for watched in ("ingest", "push")
+        for rule in _policy(resources, watched)["ingress"]
+        for peer in rule["from"]
+        if "podSelector" in peer
+        for name in _names_of(peer["podSelector"])
+        for port in rule["ports"]
+    }
+
+    assert edges == WATCHED
 
 
 def test_only_who_checks_tokens_gets_out_for_public_keys(resources: list[Resource]):

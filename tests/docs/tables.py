@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+import auditor.settings
 import ingest.settings
 import push.settings
 import stream_app.settings
@@ -26,6 +27,7 @@ SETTINGS: Final = {
     "ingest": ingest.settings.Settings,
     "stream_app": stream_app.settings.Settings,
     "push": push.settings.Settings,
+    "auditor": auditor.settings.Settings,
     "up": trueboard.devstack.settings.StackSettings,
     "setup": SetupSettings,
 }
