@@ -32,6 +32,7 @@ PROGRESS = 25
 """Actions judged since the last fault before the next one strikes."""
 
 REST_S = 60.0
+Position = tuple[str, int]
 Want = Literal["503", "unanswered", "redelivered", "duplicates", "again"]
 
 
@@ -136,12 +137,17 @@ class World:
     # where things stand
 
     def judged(self) -> int:
-        """Records the ledger has taken in, of the logs of today."""
-        return int(self.rig.one("SELECT coalesce(sum(next_offset), 0) FROM progress"))
+        """Actions in the ledger."""
+        return int(self.rig.one("SELECT count(*) FROM ledger"))
 
-    def revision(self) -> int:
-        """The period's own last revision."""
-        return int(self.rig.one("SELECT coalesce(max(revision), 0) FROM deltas WHERE period = %s", (MAIN,)))
+    def position(self) -> Position:
+        """Where the period stands: its own last revision."""
+        rows = self.rig.ask(
+            "SELECT r.epoch, r.revision FROM deltas d JOIN revisions r USING (revision)"
+            " WHERE d.period = %s ORDER BY d.revision DESC LIMIT 1",
+            (MAIN,),
+        )
+        return rows[0] if rows else ("", 0)
 
     def ends(self) -> dict[tuple[str, int], int]:
         return {place: end for place, (_, end) in dumping.ends(self.rig).items()}
@@ -149,8 +155,16 @@ class World:
     def lag(self) -> int:
         """Records of the submitted topic that are not judged."""
         ends = self.ends()
-        progress = dict(self.rig.ask("SELECT partition, next_offset FROM progress"))
+        progress = self.progress()
         return sum(max(0, ends[SUBMITTED.name, p] - progress.get(p, 0)) for p in range(PARTITIONS))
+
+    def progress(self) -> dict[int, int]:
+        """The next offset of each partition of the log that is read now."""
+        return dict(
+            self.rig.ask(
+                "SELECT partition, next_offset FROM progress WHERE log = (SELECT max(log) FROM logs)"
+            )
+        )
 
     def record_lag(self) -> int:
         """Records of the submitted topic that the stream says it has not judged, by its own metric."""
@@ -159,11 +173,16 @@ class World:
     def lag_is_short(self) -> bool:
         return self.lag() < 30
 
-    def copied(self) -> int:
-        """The revision the copy shows, -1 without one."""
+    def copied(self) -> Position:
+        """Where the copy stands; ("", -1) without one."""
         with self.rig.redis_client() as client:
-            found: Any = client.hget(board(MAIN)[2], "revision")
-        return -1 if found is None else int(found)
+            epoch, revision = client.hmget(board(MAIN)[2], ["epoch", "revision"])
+        return ("", -1) if epoch is None or revision is None else (epoch.decode(), int(revision))
+
+    def feed_delay_s(self, within_s: float) -> float:
+        """How long it takes until every socket shows what the ledger shows now."""
+        here = self.position()
+        return until(lambda: self._feed_at(here), within_s=within_s, what="the feed", every_s=0.02)
 
     def dump(self, *, all_at_rest: bool) -> Path:
         self._dumps += 1
@@ -184,32 +203,32 @@ class World:
         until(lambda: self.writers.counts.confirmed >= confirmed + 3, within_s=left_s(), what="confirmations")
         ends = self.ends()
         until(lambda: _quietly(lambda: self._judged_to(ends)), within_s=left_s(), what="verdicts")
-        revision = self.revision()
-        until(lambda: _quietly(self.copied, -1) >= revision, within_s=left_s(), what="the copy")
-        until(lambda: self._feed_at(revision), within_s=left_s(), what="the feed on every socket")
+        here = self.position()
+        until(lambda: _quietly(self.copied, ("", -1)) >= here, within_s=left_s(), what="the copy")
+        until(lambda: self._feed_at(here), within_s=left_s(), what="the feed on every socket")
         until(
-            lambda: self.readers.last_page is not None and self.readers.last_page[1] >= revision,
+            lambda: self.readers.last_page is not None and self.readers.last_page >= here,
             within_s=left_s(),
             what="pages",
         )
         return time.monotonic() - begun_s
 
     def _judged_to(self, ends: dict[tuple[str, int], int]) -> bool:
-        progress = dict(self.rig.ask("SELECT partition, next_offset FROM progress"))
+        progress = self.progress()
         return all(progress.get(p, 0) >= ends[SUBMITTED.name, p] for p in range(PARTITIONS))
 
-    def _feed_at(self, revision: int) -> bool:
+    def _feed_at(self, here: Position) -> bool:
         shown = list(self.readers.open_sockets.values())
-        return len(shown) == 3 * SOCKETS_EACH and all(at >= revision for _, at in shown)
+        return len(shown) == 3 * SOCKETS_EACH and all(at >= here for at in shown)
 
     def rest(self, within_s: float = REST_S) -> None:
         """Stop writing, and wait until every action has its answer and every follower the last revision."""
         self.writers.rest()
         until(lambda: self.writers.resting, within_s=within_s, what="an answer to every action")
         until(lambda: _quietly(self.lag, 1) == 0, within_s=within_s, what="a verdict on every record")
-        last, revision = self.rig.one("SELECT max(revision) FROM revisions"), self.revision()
-        until(lambda: _quietly(self.copied, -1) == revision, within_s=within_s, what="the copy at the end")
-        until(lambda: self._feed_at(revision), within_s=within_s, what="the feed at the end")
+        last, here = self.rig.one("SELECT max(revision) FROM revisions"), self.position()
+        until(lambda: _quietly(self.copied, ("", -1)) == here, within_s=within_s, what="the copy at the end")
+        until(lambda: self._feed_at(here), within_s=within_s, what="the feed at the end")
         until(
             lambda: self.rig.one("SELECT coalesce(min(revision), 0) FROM cursors") >= last,
             within_s=within_s,

@@ -54,6 +54,13 @@ SESSION_TIMEOUT_S = 3.0
 RECONCILE_INTERVAL_S = 3.0
 """Sooner than the default of 10 s, for the same reason."""
 
+MORE_TYPES = b"""
+[types.vast]
+min = 1
+max = 9223372036854775807
+"""
+"""Beside the types that everybody has, one with which a score can leave 64 bits."""
+
 _ISSUER = _AUDIENCE = "trueboard"
 _TOKEN_LIFE_S = 80_000
 
@@ -67,7 +74,6 @@ class Rig:
     cache: Path
     brokers: int = 1
     seed: int = 1
-    catalogue: bytes | None = None
     settings: dict[str, str] = field(default_factory=dict)
     """More settings of all services, without the prefix."""
 
@@ -231,7 +237,7 @@ class Rig:
         for name in SERVICES:
             (self.data / name).mkdir(exist_ok=True)
         migrate.apply(self.postgres)
-        catalogue = self.catalogue or (importlib.resources.files("core") / "catalogue.toml").read_bytes()
+        catalogue = (importlib.resources.files("core") / "catalogue.toml").read_bytes() + MORE_TYPES
         definitions.apply(self.postgres, catalogue)
         topics.declare(self.kafka, kind="external", partitions=PARTITIONS, replication=min(3, self.brokers))
         keys.ensure(self.data / "keys")

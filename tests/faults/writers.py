@@ -65,6 +65,7 @@ class Counts:
     open_requests: int = 0
     open_actions: int = 0
     slowest_refusal_s: float = 0.0
+    slowest_confirmation_s: float = 0.0
     without_retry_after: int = 0
 
     @property
@@ -85,6 +86,7 @@ class Writers:
         self._open: set[asyncio.Task[None]] = set()
         self._recent: list[Action] = []
         self.confirmed_at_s: list[float] = []
+        self._verdicts: dict[tuple[str, str], str | None] = {}
         self._pace: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
         self.impatient = False
@@ -105,6 +107,40 @@ class Writers:
     @property
     def resting(self) -> bool:
         return self.per_s == 0 and not self._open
+
+    def new_user(self) -> str:
+        """A user nobody else writes for."""
+        self._number += 1
+        return f"lone-{self.rig.seed:x}-{self._number:x}"
+
+    def forget_slow(self) -> None:
+        self.counts.slowest_confirmation_s = 0.0
+
+    def send_one(self, user: str, type_: str, points: int | None = None) -> str | None:
+        """One action, and its verdict."""
+        action = self._named(user, type_, points)
+        action.wait_s = 10
+        self.rig.loop.call(self._until_answered(action, "first"), within_s=60)
+        return self._verdicts.get((user, action.action))
+
+    def send_at_once(self, times: int) -> list[int]:
+        """The same action in so many requests at the same time: their statuses."""
+        action = self._named(self.new_user(), "commit", None)
+
+        async def together() -> list[int]:
+            return list(await asyncio.gather(*(self._attempt(action, "first") for _ in range(times))))
+
+        return self.rig.loop.call(together(), within_s=60)
+
+    def send_batch(self, user: str, type_: str, many: int) -> None:
+        """Many actions of one user in one request, until all are confirmed."""
+        actions = [self._named(user, type_, None) for _ in range(many)]
+        self.rig.loop.call(self._sent_together(actions), within_s=60)
+
+    def _named(self, user: str, type_: str, points: int | None) -> Action:
+        self._number += 1
+        name = f"{self.rig.seed:x}-{self._number:x}"
+        return Action(user, name, type_, points, None, "v1", 0)
 
     def confirmed_action(self) -> Action | None:
         """Some action that was confirmed lately."""
@@ -331,7 +367,13 @@ class Writers:
         if attempt.status in (200, 202) and attempt.purpose in ("first", "retry"):
             counts.confirmed += 1
             self.confirmed_at_s.append(attempt.ended_s)
-            self._recent = [*self._recent[-20:], action]
+            if action.user.startswith("lone-"):
+                self._verdicts[action.user, action.action] = attempt.verdict
+            else:
+                self._recent = [*self._recent[-20:], action]
+                if not action.wait_s and action.route == "v1":
+                    took_s = attempt.ended_s - attempt.begun_s
+                    counts.slowest_confirmation_s = max(counts.slowest_confirmation_s, took_s)
         if attempt.purpose == "again":
             counts.again += 1
         if attempt.status == 503:

@@ -88,12 +88,12 @@ def older_dump(scene: Scene) -> None:
     kept = scene.rig.data / "valkey.kept"
     scene.strike("Redis stopped, its files kept", valkey.stop, target="valkey")
     copy_tree(home / "appendonlydir", kept)
-    with_revision = scene.world.revision()
+    kept_at = scene.world.position()
     valkey.start()
     scene.strike("Redis stopped, the older files put back", valkey.stop, target="valkey")
     copy_tree(kept, home / "appendonlydir")
     shutil.rmtree(kept)
-    assert scene.world.revision() > with_revision
+    assert scene.world.position() > kept_at
     valkey.start()
     scene.healed()
 

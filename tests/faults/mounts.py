@@ -1,0 +1,67 @@
+"""Small disks that can be filled: a tmpfs in the place of a directory. Only root may make them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults.tools import copy_tree
+
+
+def _why_not() -> str:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return "a small disk is a tmpfs, which only root may mount"
+    where = Path("/tmp/trueboard-mount-probe")
+    where.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)], check=False)
+    if done.returncode:
+        return "this machine lets nobody mount a tmpfs"
+    subprocess.run(["umount", str(where)], check=True)
+    return ""
+
+
+CANNOT_MOUNT = _why_not()
+
+
+@contextmanager
+def small_disk(where: Path, *, mib: int, owner_of: Path | None = None) -> Iterator[Path]:
+    """A disk of so many MiB in the place of a directory, with what was in it.
+
+    `owner_of` is a path whose owner the disk gets; by default that of the directory. Who writes there
+    must have ended before and after.
+    """
+    where.mkdir(exist_ok=True)
+    about = (owner_of or where).stat()
+    kept = where.with_name(f"{where.name}.kept")
+    copy_tree(where, kept)
+    options = f"size={mib}m,mode=0700,uid={about.st_uid},gid={about.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)], check=True)
+    try:
+        subprocess.run(["cp", "-a", f"{kept}/.", str(where)], check=True)
+        shutil.rmtree(kept)
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+class Ballast:
+    """A file that takes all the room that is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def fill(self) -> None:
+        with self._path.open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    continue
+
+    def empty(self) -> None:
+        self._path.unlink()

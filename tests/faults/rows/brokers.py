@@ -1,0 +1,202 @@
+"""K: Kafka is restarted, its groups and topics are tampered with, its log loses records."""
+
+from __future__ import annotations
+
+import time
+
+from core.topics import BOARD_CHANGED, JUDGED, PLAYER, SUBMITTED
+from storage.kafka import topics
+from tests.faults.engine import Scene, row
+from tests.faults.histories import Record, read
+from tests.faults.rig import PARTITIONS
+from tests.faults.tools import (
+    ALL_PARTITIONS,
+    copy_tree,
+    delete_records,
+    delete_topics,
+    move_group,
+    partition_directory,
+    produce,
+)
+
+
+@row("K-1", "the broker is restarted in order", "I-11 I-22", fast=True, wants={"503"})
+def restarted(scene: Scene) -> None:
+    kafka = scene.rig["kafka-1"]
+    with scene.broken("SIGTERM, started again when it was missed", kafka.stop, kafka.start, "kafka-1"):
+        scene.refusals(5)
+        scene.none_confirmed(for_s=2)
+
+
+@row("K-2", "the broker is killed, again and again", "I-1 I-12", fast=True, wants={"503"})
+def killed(scene: Scene) -> None:
+    kafka = scene.rig["kafka-1"]
+    for _ in range(scene.times(1, 5)):
+        with scene.broken("SIGKILL, started again when it was missed", kafka.kill, kafka.start, "kafka-1"):
+            scene.refusals(3)
+
+
+@row("K-9", "a worker joins and is killed, over and over", "I-1 I-9 I-23")
+def rebalance_storm(scene: Scene) -> None:
+    other = scene.rig["stream2"]
+    for _ in range(scene.times(4, 15)):
+        other.start(wait=False)
+        time.sleep(2.5)
+        scene.strike("a second worker joins, SIGKILL 2.5 s later", other.kill, target="stream2")
+    scene.healed()
+
+
+@row("K-11", "the group's offsets are set back to 0", "I-15", fast=True)
+def offsets_set_back(scene: Scene) -> None:
+    _with_offsets(scene, dict.fromkeys(ALL_PARTITIONS, 0), "set back to 0")
+
+
+@row("K-12", "the group's offsets are set ahead of what was read", "I-9", fast=True)
+def offsets_set_ahead(scene: Scene) -> None:
+    ends = scene.world.ends()
+    ahead = {partition: ends[SUBMITTED.name, partition] + 500 for partition in ALL_PARTITIONS}
+    _with_offsets(scene, ahead, "set 500 records beyond the log's end")
+
+
+def _with_offsets(scene: Scene, offsets: dict[int, int], how: str) -> None:
+    stream = scene.rig["stream"]
+
+    def move() -> None:
+        stream.kill()
+        move_group(scene.rig, offsets)
+
+    scene.strike(f"SIGKILL of the worker, the group's offsets {how}", move, target="stream")
+    stream.start()
+    scene.healed()
+
+
+@row("K-13", "records go before they were read", "I-9", stack="own", comes_to_rest=False)
+def retention_passes(scene: Scene) -> None:
+    stream = scene.rig["stream"]
+    scene.progress()
+    scene.strike("SIGKILL of the worker", stream.kill, target="stream", gate=False)
+    scene.confirmations(150)
+    ends, progress = scene.world.ends(), scene.world.progress()
+    waiting = {p: ends[SUBMITTED.name, p] - progress.get(p, 0) for p in ALL_PARTITIONS}
+    partition = max(waiting, key=lambda p: waiting[p])
+    assert waiting[partition] > 3
+    scene.strike(
+        f"all {waiting[partition]} unread records of a partition deleted",
+        lambda: delete_records(scene.rig, {partition: ends[SUBMITTED.name, partition]}),
+        gate=False,
+    )
+    stream.start()
+    scene.healed()
+    _stops(scene, partition, "are gone")
+
+
+@row(
+    "K-15",
+    "records are written again, in another order, past the door",
+    "I-3 I-15",
+    fast=True,
+    wants={"redelivered"},
+)
+def written_again(scene: Scene) -> None:
+    scene.progress(100)
+    path = scene.rig.run / "topics" / f"{SUBMITTED.name}.jsonl"
+    known = [record for record in read(path, Record) if record.key and record.value and not record.binary]
+    again = scene.world.dice.sample(known, min(len(known), scene.times(500, 5000)))
+    repeats = [((one.key or "").encode(), (one.value or "").encode()) for one in again]
+    before = scene.rig.one("SELECT count(*) FROM ledger"), len(again)
+    scene.strike(f"{len(again)} records repeated, shuffled", lambda: produce(scene.rig, repeats))
+    scene.healed()
+    scene.effect("all are read", lambda: scene.world.lag_is_short())
+    scene.observe(rows_before=before[0], repeated_by_hand=before[1])
+
+
+@row("K-17", "the topics that follow the ledger are deleted and made again", "I-7 I-24", stack="own")
+def outgoing_made_again(scene: Scene) -> None:
+    names = [BOARD_CHANGED.name, JUDGED.name, PLAYER.name]
+
+    def again() -> None:
+        delete_topics(scene.rig, names)
+
+    scene.strike("three topics deleted", again)
+    scene.progress(50)
+    topics.declare(scene.rig.kafka, kind="external", partitions=PARTITIONS, replication=1)
+    scene.topics.renew()
+    scene.healed()
+    rows = scene.rig.one("SELECT count(*) FROM ledger")
+    scene.effect(
+        "every verdict stands on the new topic",
+        lambda: sum(end for (name, _), end in scene.world.ends().items() if name == JUDGED.name) >= rows,
+        within_s=40,
+    )
+
+
+@row(
+    "K-18",
+    "the submitted topic is deleted and made again",
+    "I-1 I-3 I-9",
+    stack="own",
+    wants={"503"},
+    recover_within_s=60,
+)
+def submitted_made_again(scene: Scene) -> None:
+    scene.progress(200)
+    scene.world.rest()
+    scene.strike(
+        "deleted when all of it was judged",
+        lambda: delete_topics(scene.rig, [SUBMITTED.name]),
+        gate=False,
+    )
+    scene.resume()
+    scene.refusals(3)
+    topics.declare(scene.rig.kafka, kind="external", partitions=PARTITIONS, replication=1)
+    scene.topics.renew()
+    scene.healed()
+    scene.effect(
+        "the ledger has gone over to the new log",
+        lambda: scene.rig.one("SELECT count(*) FROM logs") == 2,
+        within_s=40,
+    )
+
+
+@row("K-19", "a log loses its end and is written anew", "I-9", stack="own", comes_to_rest=False)
+def log_cut(scene: Scene) -> None:
+    """What an unclean election does to a partition, by hand: its directory is set back."""
+    rig, kafka = scene.rig, scene.rig["kafka-1"]
+    scene.progress(100)
+    ends = scene.world.ends()
+    partition = max(ALL_PARTITIONS, key=lambda p: ends[SUBMITTED.name, p])
+    where, kept = partition_directory(rig, partition), rig.data / "kept-partition"
+    scene.strike("the broker stopped, a partition's files kept", kafka.stop, target="kafka-1")
+    copy_tree(where, kept)
+    kafka.start()
+    scene.confirmations(200, within_s=40)
+    scene.effect("they are judged", scene.world.lag_is_short, within_s=40)
+    scene.strike("the broker stopped, the older files put back", kafka.stop, target="kafka-1")
+    copy_tree(kept, where)
+    kafka.start()
+    scene.healed()
+    _stops(scene, partition, "")
+
+
+def _stops(scene: Scene, partition: int, because: str) -> None:
+    """The partition is stopped with an alarm; the others go on."""
+    label = f'partition="{partition}"'
+    scene.effect(
+        f"partition {partition} is stopped, with an alarm",
+        lambda: scene.rig.metric("stream", "trueboard_partition_stopped", label) == 1,
+        within_s=60,
+    )
+    said = [line for line in scene.rig["stream"].since_start().splitlines() if "partition_stopped" in line]
+    assert said, "it says nothing of it"
+    assert because in said[-1], said[-1]
+    scene.observe(alarm=said[-1][:300])
+    others = [p for p in ALL_PARTITIONS if p != partition]
+
+    def others_up_to_date() -> bool:
+        ends = scene.world.ends()
+        progress = scene.world.progress()
+        return all(progress.get(p, 0) >= ends[SUBMITTED.name, p] - 10 for p in others)
+
+    scene.confirmations(50, within_s=30)
+    scene.effect("the other partitions are judged", others_up_to_date, within_s=40)
+    assert scene.rig.metric("stream", "trueboard_partition_stopped") == 1

@@ -1,0 +1,217 @@
+"""PG: Postgres is stopped, its connections are cut, it is full, and an older backup is restored."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+
+from tests.faults.engine import Scene, row
+from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
+from tests.faults.tools import copy_tree
+
+
+@row("PG-1", "Postgres ends at once and recovers from its log", "I-4 I-22", fast=True)
+def immediate_stop(scene: Scene) -> None:
+    scene.kill("postgres", scene.times(2, 5))
+
+
+@row("PG-2", "connections end in the middle of transactions and of commits", "I-3 I-4", fast=True)
+def connections_cut(scene: Scene) -> None:
+    rig = scene.rig
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    for _ in range(scene.times(6, 30)):
+        scene.strike("pg_terminate_backend of every connection", lambda: rig.do(query), target="postgres")
+        time.sleep(scene.world.dice.random() * 0.2)
+        reset = scene.strike(
+            "the stream's connections to Postgres reset",
+            lambda: rig.links.reset("stream-postgres"),
+            target="stream",
+        )
+        assert reset, "there was nothing to reset"
+    scene.healed()
+
+
+@row("PG-3", "the disk of Postgres is full", "I-1 I-9", stack="own", cannot=CANNOT_MOUNT, recover_within_s=60)
+def disk_full(scene: Scene) -> None:
+    """The whole of Postgres lies on a small disk that is filled: writing its log, the server panics."""
+    postgres = scene.rig["postgres"]
+    postgres.stop()
+    with small_disk(scene.rig.data / "postgres", mib=700):
+        postgres.start()
+        scene.world.as_before(40)
+        ballast = Ballast(scene.rig.data / "postgres" / "ballast")
+        scene.strike("the disk is filled up", ballast.fill, target="postgres")
+        scene.effect("Postgres writes no more", lambda: not _can_write(scene), within_s=40)
+        scene.confirmations(50)
+        ballast.empty()
+        if not postgres.alive:
+            scene.observe(postgres_ended_with=postgres.exit_code)
+            postgres.start()
+        scene.healed()
+        scene.world.as_before(60)
+        scene.world.rest()
+        # Off the small disk before it goes.
+        postgres.stop()
+        copy_tree(scene.rig.data / "postgres", scene.rig.data / "postgres.moved")
+    copy_tree(scene.rig.data / "postgres.moved", scene.rig.data / "postgres")
+    postgres.start()
+    scene.resume()
+
+
+@row("PG-4", "the tablespace of the ledger is full", "I-10", cannot=CANNOT_MOUNT, recover_within_s=60)
+def tablespace_full(scene: Scene) -> None:
+    rig = scene.rig
+    with small_disk(rig.data / "tablespace", mib=64, owner_of=rig.data / "postgres" / "data") as where:
+        rig.do(f"CREATE TABLESPACE small LOCATION '{where}'")
+        try:
+            rig.do("ALTER TABLE ledger SET TABLESPACE small")
+            rig.do("ALTER INDEX ledger_pkey SET TABLESPACE small")
+            ballast = Ballast(where / "ballast")
+            dead = scene.dead_letters()
+            scene.strike("it is filled up", ballast.fill, target="postgres")
+            scene.effect(
+                "Postgres answers 53100",
+                lambda: (
+                    "53100" in rig["stream"].since_start() or "No space left" in rig["stream"].since_start()
+                ),
+                within_s=40,
+            )
+            scene.confirmations(50)
+            ballast.empty()
+            scene.healed()
+            scene.world.as_before(60)
+            assert scene.dead_letters() == dead, "records were set aside"
+        finally:
+            rig.do("ALTER TABLE ledger SET TABLESPACE pg_default")
+            rig.do("ALTER INDEX ledger_pkey SET TABLESPACE pg_default")
+            rig.do("DROP TABLESPACE small")
+
+
+def _can_write(scene: Scene) -> bool:
+    try:
+        scene.rig.do("CREATE TABLE probe AS SELECT repeat('x', 3000) FROM generate_series(1, 1000)")
+        scene.rig.do("DROP TABLE probe")
+    except psycopg.Error:
+        return False
+    return True
+
+
+@row("PG-5", "somebody holds the rows of the positions", "I-4")
+def rows_locked(scene: Scene) -> None:
+    with psycopg.connect(scene.rig.postgres) as holder:
+
+        def hold() -> None:
+            holder.execute("SELECT * FROM progress FOR UPDATE")
+
+        for _ in range(scene.times(2, 4)):
+            with scene.broken("progress locked for 7 s", hold, holder.rollback, "postgres"):
+                judged = scene.world.judged()
+                scene.confirmations(50)
+                time.sleep(7)
+                assert scene.world.judged() - judged < 50
+
+
+@row("PG-6", "Postgres takes no more connections", "I-22")
+def no_connections(scene: Scene) -> None:
+    rig, held = scene.rig, list[psycopg.Connection]()
+
+    def fill() -> bool:
+        try:
+            while len(held) < 300:
+                held.append(psycopg.connect(rig.postgres, connect_timeout=3))
+        except psycopg.OperationalError as error:
+            return "too many clients" in str(error) or "remaining connection slots" in str(error)
+        return False
+
+    def close_the_door() -> None:
+        fill()
+        rig.links.reset(*rig.links.named("-postgres"))
+
+    def open_it() -> None:
+        for one in held:
+            one.close()
+
+    with scene.broken(
+        "every slot taken, every connection reset, for 6 s", close_the_door, open_it, "postgres"
+    ):
+        scene.effect("it refuses connections", fill)
+        end_s = time.monotonic() + 6
+        while time.monotonic() < end_s:
+            assert fill()
+            time.sleep(0.2)
+
+
+@row("PG-7", "the way to Postgres is very slow", "I-21")
+def slow(scene: Scene) -> None:
+    with scene.broken(
+        "40 KiB/s between stream and Postgres for 8 s",
+        lambda: scene.links.set("stream-postgres", bandwidth_kib_s=40),
+        lambda: scene.links.heal("stream-postgres"),
+        "stream",
+    ):
+        scene.confirmations(100)
+        time.sleep(8)
+
+
+@row("PG-8", "the schema is changed under load", "I-22")
+def migrated(scene: Scene) -> None:
+    rig = scene.rig
+    steps = (
+        "CREATE INDEX CONCURRENTLY added ON ledger (received_at)",
+        "ALTER TABLE ledger ADD COLUMN added integer",
+        "DROP INDEX CONCURRENTLY added",
+        "ALTER TABLE ledger DROP COLUMN added",
+    )
+    for step in steps:
+        scene.strike(step, lambda step=step: rig.do(step), target="postgres")  # type: ignore[misc]
+    scene.healed()
+
+
+@row(
+    "PG-9", "an older backup that does not show it is restored", "I-1 I-15", stack="own", recover_within_s=90
+)
+def older_backup(scene: Scene) -> None:
+    _restored(scene, to_a_new_timeline=False)
+
+
+@row(
+    "PG-11",
+    "an older backup is restored while Redis and Kafka are ahead, on a new timeline",
+    "I-1 I-8 I-15",
+    stack="own",
+    recover_within_s=90,
+)
+def older_backup_on_a_new_timeline(scene: Scene) -> None:
+    _restored(scene, to_a_new_timeline=True)
+
+
+def _restored(scene: Scene, *, to_a_new_timeline: bool) -> None:
+    rig, postgres = scene.rig, scene.rig["postgres"]
+    data, backup = rig.data / "postgres" / "data", rig.data / "backup"
+    scene.progress(100)
+    scene.strike("Postgres stopped, its files kept", postgres.stop, target="postgres")
+    copy_tree(data, backup)
+    postgres.start()
+    scene.progress(300)
+    scene.world.as_before(40)
+    ahead = scene.world.copied()
+
+    def restore() -> None:
+        postgres.stop()
+        copy_tree(backup, data)
+        if to_a_new_timeline:
+            (data / "recovery.signal").touch()
+            with (data / "postgresql.auto.conf").open("a") as settings:
+                settings.write("restore_command = '/bin/false'\n")
+
+    scene.strike("the older files put back", restore, target="postgres")
+    postgres.start()
+    behind = scene.world.position()
+    scene.observe(shown_up_to=ahead[1], restored_at=behind[1])
+    assert behind < ahead
+    scene.healed()
+    scene.effect("a new epoch begins", lambda: scene.rig.one("SELECT count(*) FROM epochs") == 2, within_s=60)
