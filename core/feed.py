@@ -8,8 +8,8 @@ mixes two revisions. Frames are bytes of JSON. No clock, no I/O.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -54,7 +54,8 @@ class View:
     """A period as a channel shows it: its first entries at one position.
 
     `publication` is the record it came from; a page of the standings has none, and then `before`
-    is what was shown until then.
+    is what was shown until then. `previous` is the period's own revision before this one, None
+    where only a page was seen; `digest` the ledger's at this revision.
     """
 
     period: str
@@ -63,6 +64,8 @@ class View:
     top: tuple[RankedEntry, ...]
     publication: Publication | None = None
     before: tuple[RankedEntry, ...] = ()
+    previous: int | None = None
+    digest: str = ""
 
     @classmethod
     def of_publication(cls, publication: Publication) -> View:
@@ -72,11 +75,19 @@ class View:
             count=publication.count,
             top=tuple(publication.top[:TOP]),
             publication=publication,
+            previous=publication.previous,
+            digest=publication.digest,
         )
 
     @classmethod
     def of_page(
-        cls, period: str, position: Position, count: int, top: Iterable[RankedEntry], before: View | None
+        cls,
+        period: str,
+        position: Position,
+        count: int,
+        top: Iterable[RankedEntry],
+        before: View | None,
+        digest: str = "",
     ) -> View:
         return cls(
             period=period,
@@ -84,7 +95,12 @@ class View:
             count=count,
             top=tuple(top)[:TOP],
             before=before.top if before else (),
+            digest=digest,
         )
+
+    def without_record(self) -> View:
+        """The same, without the record it came from: that may be megabytes."""
+        return replace(self, publication=None, before=())
 
     def named(self) -> Named | None:
         """The entry that this revision is named after; None only where there is nobody to name.
@@ -95,6 +111,38 @@ class View:
         if self.publication is not None:
             return named_of_changes(self.publication.changed) or leader(self.top)
         return named_of_pages(self.before, self.top)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What led from the revision `since` of a period to a later one, as far as the top shows it.
+
+    `changed` names who was or is among the first ten, `count` says how many entries changed in
+    all, one counted again for every revision that changed it.
+    """
+
+    since: int
+    changed: tuple[ChangedEntry, ...]
+    count: int
+
+    @classmethod
+    def of(cls, publication: Publication, before: Iterable[RankedEntry]) -> Self:
+        """What a publication changed, `before` being the top at the revision before it."""
+        leading = {entry.user_id for entry in before} | {entry.user_id for entry in publication.top[:TOP]}
+        shown = tuple(change for change in publication.changed if change.user_id in leading)
+        return cls(publication.previous, shown, len(publication.changed))
+
+    @classmethod
+    def merged(cls, steps: Sequence[Changes]) -> Changes:
+        """What consecutive steps (at least one) changed together.
+
+        Who folds `changed` into what it knows comes to the same as by folding step after step:
+        a player changed more than once stands with the last change.
+        """
+        if len(steps) == 1:
+            return steps[0]
+        latest = {change.user_id: change for step in steps for change in step.changed}
+        return cls(steps[0].since, tuple(latest.values()), sum(step.count for step in steps))
 
 
 _encoder = msgspec.json.Encoder()
@@ -175,6 +223,29 @@ def connection_success_frame(user_id: str, position: Position) -> bytes:
 
 def error_frame(code: str, message: str, position: Position) -> bytes:
     return _placed({"type": "error", "data": {"code": code, "message": message}}, position)
+
+
+def publication_words(view: View, changes: Changes | None) -> bytes:
+    """The JSON of a publication, or of a snapshot where it is not known what changed.
+
+    `{"board", "window", "epoch", "revision", "previous", "digest", "count", "changed",
+    "changed_count", "top"}`. `previous` is the revision that `changed` starts from. A snapshot
+    has neither `changed` nor `changed_count`; its `previous` is the period's own, or null.
+    """
+    board, _, window = view.period.partition(":")
+    epoch, revision = view.position
+    words: dict[str, Any] = {
+        "board": board,
+        "window": window,
+        "epoch": epoch,
+        "revision": revision,
+        "previous": view.previous if changes is None else changes.since,
+        "digest": view.digest,
+        "count": view.count,
+    }
+    if changes is not None:
+        words |= {"changed": changes.changed, "changed_count": changes.count}
+    return _encoder.encode(words | {"top": view.top})
 
 
 def _placed(frame: dict[str, Any], position: Position) -> bytes:

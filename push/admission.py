@@ -16,12 +16,12 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from core import scopes
-from core.errors import Refused
-from push.hub import Dialect
+from core.errors import Refused, Unavailable
 from service.tokens import Claims, InvalidToken
 from storage.redis.limits import Limits, Rule, address_key
 
@@ -60,13 +60,37 @@ class Knock:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is by a token or a ticket, until `expires_at_s` (seconds since 1970)."""
+
+    user_id: str
+    scopes: frozenset[str]
+    expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
-    """A socket that may be opened. `user_id` is "" and `expires_at_s` None on a public path."""
+    """A socket that may be opened. `identity` is None for somebody who did not say who it is."""
 
     address_key: str
     subprotocol: str | None
-    user_id: str = ""
-    expires_at_s: float | None = None
+    identity: Identity | None = None
+
+    @property
+    def user_id(self) -> str:
+        return self.identity.user_id if self.identity else ""
+
+    @property
+    def expires_at_s(self) -> float | None:
+        return self.identity.expires_at_s if self.identity else None
+
+
+class Entrance(Enum):
+    """Who is let in by a path."""
+
+    PUBLIC = "anybody, whatever token comes along"
+    EITHER = "anybody; a token that comes along must be good"
+    READERS = "who may read boards that are not public"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +103,11 @@ class AddressLimits:
 
 
 class Admission:
-    """Decides, and counts the open sockets of each address.
+    """Decides, and counts the open sockets: of each address, of each user, and all.
 
-    Every `Admitted` must be given back by `release`, once. `per_loopback_address` is None where
-    loopback addresses are like any other.
+    Every `Admitted` must be given back by `release`, once, and so must every user who was
+    `seated`, by `unseat`. `per_loopback_address` is None where loopback addresses are like any
+    other.
     """
 
     def __init__(
@@ -94,24 +119,29 @@ class Admission:
         origins: Iterable[str] = (),
         per_address: AddressLimits = AddressLimits(),
         per_loopback_address: AddressLimits | None = None,
+        most_sockets: int = 50_000,
+        most_per_user: int = 50,
     ) -> None:
         self._verify, self._take_ticket, self._limits = verify, take_ticket, limits
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._per_address = per_address
         self._per_loopback_address = per_loopback_address or per_address
         self._open: dict[str, int] = {}
+        self._most_sockets, self._most_per_user = most_sockets, most_per_user
+        self._sockets = 0
+        self._seats: dict[str, int] = {}
 
     @property
     def addresses(self) -> int:
         """How many addresses have a socket open."""
         return len(self._open)
 
-    async def admit(self, knock: Knock, dialect: Dialect) -> Admitted:
-        """Let a socket in, as somebody if the dialect is not public.
+    async def admit(self, knock: Knock, entrance: Entrance) -> Admitted:
+        """Let a socket in.
 
         Raises:
             Refused: 401 no good token or ticket, 403 origin or scope, 429 too many.
-            Unavailable: tokens or tickets cannot be checked now.
+            Unavailable: tokens or tickets cannot be checked now, or this process is full.
         """
         key = address_key(knock.address)
         allowed = self._per_loopback_address if _is_loopback(knock.address) else self._per_address
@@ -126,10 +156,13 @@ class Admission:
                 status_code=429,
                 headers={"Retry-After": "5"},
             )
+        if self._sockets >= self._most_sockets:
+            raise Unavailable("This process has as many sockets open as it may.", retry_after_s=5)
         # Counted before anything is awaited: handshakes in parallel must not overtake the count.
         self._open[key] = held + 1
+        self._sockets += 1
         try:
-            return await self._identify(knock, dialect, key)
+            return await self._identify(knock, entrance, key)
         except BaseException as error:
             self._give_back(key)
             if isinstance(error, Refused):
@@ -139,36 +172,84 @@ class Admission:
     def release(self, admitted: Admitted) -> None:
         self._give_back(admitted.address_key)
 
-    async def _identify(self, knock: Knock, dialect: Dialect, key: str) -> Admitted:
-        subprotocol = SUBPROTOCOL if SUBPROTOCOL in knock.subprotocols else None
-        self._check_origin(knock, dialect)
-        if dialect.public:
-            return Admitted(key, subprotocol)
-        user_id, granted, expires_at_s = await self._who(knock)
-        if scopes.BOARDS_READ not in granted:
-            raise Refused("forbidden", f"The token lacks the scope {scopes.BOARDS_READ}.", status_code=403)
-        return Admitted(key, subprotocol, user_id, expires_at_s)
+    async def identify(self, token: str, knock: Knock) -> Identity:
+        """Who brings this token, or `ticket.<ticket>`, over a socket that is open already.
 
-    async def _who(self, knock: Knock) -> tuple[str, frozenset[str], float]:
-        """(user id, scopes, end of the token in seconds since 1970)."""
+        Raises:
+            Refused: 401 it is not good, 429 too many from this address were not.
+            Unavailable: it cannot be checked now.
+        """
+        key = address_key(knock.address)
+        allowed = self._per_loopback_address if _is_loopback(knock.address) else self._per_address
+        refusals = _rule("refused", key, allowed.refused_rate_per_s)
+        self._within(refusals, cost=0)
+        try:
+            if token.startswith(TICKET_PREFIX):
+                return await self._by_ticket(token.removeprefix(TICKET_PREFIX))
+            return await self._by_token(token)
+        except Refused:
+            self._limits.take_locally([refusals])
+            raise
+
+    def seat(self, user_id: str) -> bool:
+        """Count one more socket of this user; False, and nothing counted, if there are too many."""
+        held = self._seats.get(user_id, 0)
+        if held >= self._most_per_user:
+            return False
+        self._seats[user_id] = held + 1
+        return True
+
+    def unseat(self, user_id: str) -> None:
+        left = self._seats[user_id] - 1
+        if left:
+            self._seats[user_id] = left
+        else:
+            del self._seats[user_id]
+
+    def open_to(self, knock: Knock, entrance: Entrance) -> str | None:
+        """The origin that may read an answer of this path, None if the caller is no page.
+
+        Raises:
+            Refused: 403, pages of that origin may not.
+        """
+        self._check_origin(knock, entrance)
+        return "".join(knock.all("origin")[:1]) or None
+
+    async def _identify(self, knock: Knock, entrance: Entrance, key: str) -> Admitted:
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in knock.subprotocols else None
+        self._check_origin(knock, entrance)
+        if entrance is Entrance.PUBLIC or (entrance is Entrance.EITHER and not _says_who(knock)):
+            return Admitted(key, subprotocol)
+        identity = await self._who(knock)
+        if entrance is Entrance.READERS and scopes.BOARDS_READ not in identity.scopes:
+            raise Refused("forbidden", f"The token lacks the scope {scopes.BOARDS_READ}.", status_code=403)
+        return Admitted(key, subprotocol, identity)
+
+    async def _who(self, knock: Knock) -> Identity:
         authorization = knock.all("authorization")
         if authorization:
             match = _BEARER.fullmatch(authorization[0].strip()) if len(authorization) == 1 else None
             if match is None:
                 raise InvalidToken("malformed")
-            claims = await self._verify(match[1])
-            return claims.sub, claims.scopes, float(claims.exp_s)
-        offered = [
-            name[len(TICKET_PREFIX) :] for name in knock.subprotocols if name.startswith(TICKET_PREFIX)
-        ]
-        stood_for = await self._take_ticket(offered[0]) if len(offered) == 1 else None
-        if stood_for is None:
+            return await self._by_token(match[1])
+        offered = _tickets(knock)
+        if len(offered) != 1:
             raise InvalidToken("absent" if not offered else "ticket")
-        return str(stood_for["sub"]), frozenset(stood_for["scopes"]), float(stood_for["exp_s"])
+        return await self._by_ticket(offered[0])
 
-    def _check_origin(self, knock: Knock, dialect: Dialect) -> None:
+    async def _by_token(self, token: str) -> Identity:
+        claims = await self._verify(token)
+        return Identity(claims.sub, claims.scopes, float(claims.exp_s))
+
+    async def _by_ticket(self, ticket: str) -> Identity:
+        stood_for = await self._take_ticket(ticket)
+        if stood_for is None:
+            raise InvalidToken("ticket")
+        return Identity(str(stood_for["sub"]), frozenset(stood_for["scopes"]), float(stood_for["exp_s"]))
+
+    def _check_origin(self, knock: Knock, entrance: Entrance) -> None:
         sent = knock.all("origin")
-        if not sent or (dialect.public and not self._origins):
+        if not sent or (entrance is not Entrance.READERS and not self._origins):
             return
         if len(sent) == 1:
             origin = sent[0].lower()
@@ -184,6 +265,7 @@ class Admission:
             raise decision.refusal()
 
     def _give_back(self, key: str) -> None:
+        self._sockets -= 1
         left = self._open[key] - 1
         if left:
             self._open[key] = left
@@ -194,6 +276,14 @@ class Admission:
 def _rule(name: str, key: str, rate_per_s: float) -> Rule:
     """Two seconds' worth at once: a page that reconnects everything is no attack."""
     return Rule(name, key, rate_per_s, max(1, round(rate_per_s * 2)))
+
+
+def _tickets(knock: Knock) -> list[str]:
+    return [name.removeprefix(TICKET_PREFIX) for name in knock.subprotocols if name.startswith(TICKET_PREFIX)]
+
+
+def _says_who(knock: Knock) -> bool:
+    return bool(knock.all("authorization") or _tickets(knock))
 
 
 def _is_loopback(address: str) -> bool:

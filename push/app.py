@@ -8,10 +8,13 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from core.words import MAIN_PERIOD
 from push.feed import Feed, Sources, listen
 from push.settings import Settings
+from push.verdicts import Verdicts
 from service.health import HealthServer
 from service.tokens import TokenVerifier
+from storage.postgres.verdicts import VerdictReader
 from storage.redis import tickets
 from storage.redis.limits import Limits
 from storage.standings import Standings
@@ -51,7 +54,11 @@ async def joined(settings: Settings) -> AsyncIterator[Feed]:
         feed = Feed(
             settings,
             Sources(
-                standings=standings, verify=verifier.verify, take_ticket=take_ticket, limits=Limits(redis)
+                standings=standings,
+                verdicts=Verdicts(VerdictReader(standings.pool), standings, MAIN_PERIOD),
+                verify=verifier.verify,
+                take_ticket=take_ticket,
+                limits=Limits(redis),
             ),
             listener,
         )

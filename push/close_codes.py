@@ -2,11 +2,18 @@
 
 4000…4999 are the application's own (RFC 6455 §7.4.2); here they follow the HTTP status they
 resemble. A socket refused before it is opened gets that HTTP status instead and no close code.
+
+A Centrifuge client connects again after 3000…3499 and never after 3500…3999, so on its path the
+same causes have other numbers: the protocol's own where it has one.
+
+Source: github.com/centrifugal/centrifuge, `Disconnect`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Final
 
 
 class CloseCode(IntEnum):
@@ -30,13 +37,46 @@ class CloseCode(IntEnum):
     TOO_MANY = 4429
     """The client sent too much: wait, then connect again."""
 
+    CROWDED = 4430
+    """The user has too many sockets open: close one, or wait, then connect again."""
 
-REASONS = {
-    CloseCode.RESTART: "restart",
-    CloseCode.UNAUTHENTICATED: "token_expired",
-    CloseCode.FORBIDDEN: "forbidden",
-    CloseCode.TOO_LATE: "timeout",
-    CloseCode.SLOW: "slow",
-    CloseCode.TOO_MANY: "rate_limited",
+    UNREADABLE = 4400
+    """What the client said is not the protocol: a defect in the client."""
+
+    BAD_TOKEN = 4402
+    """The token is not good: connecting again with it changes nothing."""
+
+    UNSUPPORTED = 4405
+    """What the client sent is not taken here: sending it again changes nothing."""
+
+
+Wording = Mapping[CloseCode, tuple[int, str]]
+"""The number in the close frame and the reason that travels with it, by cause."""
+
+OURS: Final[Wording] = {
+    CloseCode.RESTART: (1012, "restart"),
+    CloseCode.UNREADABLE: (4400, "unreadable"),
+    CloseCode.UNAUTHENTICATED: (4401, "token_expired"),
+    CloseCode.BAD_TOKEN: (4402, "invalid_token"),
+    CloseCode.FORBIDDEN: (4403, "forbidden"),
+    CloseCode.UNSUPPORTED: (4405, "unsupported"),
+    CloseCode.TOO_LATE: (4408, "timeout"),
+    CloseCode.SLOW: (4410, "slow"),
+    CloseCode.TOO_MANY: (4429, "rate_limited"),
+    CloseCode.CROWDED: (4430, "connection_limit"),
 }
-"""The reason text that travels with each code."""
+
+CENTRIFUGE: Final[Wording] = {
+    CloseCode.RESTART: (3001, "shutdown"),
+    CloseCode.UNREADABLE: (3501, "bad request"),
+    CloseCode.UNAUTHENTICATED: (3005, "connection expired"),
+    CloseCode.BAD_TOKEN: (3500, "invalid token"),
+    CloseCode.FORBIDDEN: (3507, "permission denied"),
+    CloseCode.UNSUPPORTED: (3508, "not available"),
+    CloseCode.TOO_LATE: (3012, "no pong"),
+    CloseCode.SLOW: (3008, "slow"),
+    CloseCode.TOO_MANY: (3013, "too many requests"),
+    # The protocol's own 3504 is final, and a page would stay dark though its old sockets are
+    # found dead a moment later.
+    CloseCode.CROWDED: (3429, "connection limit"),
+}

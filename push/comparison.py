@@ -79,7 +79,12 @@ class Comparison:
             await asyncio.sleep(self._grace_s)
         if sequence.is_news(position):
             view = View.of_page(
-                self._period, position, page.count, map(_entry, page.entries), before=sequence.latest
+                self._period,
+                position,
+                page.count,
+                map(_entry, page.entries),
+                before=sequence.latest,
+                digest=page.digest,
             )
             self._hub.publish(view)
             if self.loaded.is_set() and not self._kafka_is_behind:

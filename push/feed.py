@@ -13,13 +13,17 @@ from typing import Any, Final
 
 from core.feed import Publication, View
 from core.words import MAIN_PERIOD
+from push import boards
 from push.admission import AddressLimits, Admission, TakeTicket, Verify
 from push.comparison import Comparison, StandingsReader
+from push.conversation import House
+from push.conversations import Conversations
 from push.hub import Hub
 from push.publications import Publications
 from push.server import Server, feed_app, server_for
 from push.settings import Settings
 from push.sockets import Sockets
+from push.verdicts import Verdicts
 from service import logs
 from storage.redis.limits import Limits
 
@@ -44,6 +48,7 @@ class Sources:
     """What the feed reads: tests hand in their own."""
 
     standings: StandingsReader
+    verdicts: Verdicts
     verify: Verify
     take_ticket: TakeTicket
     limits: Limits
@@ -74,10 +79,11 @@ class Feed:
         self._listener = listener
         timer = LoopTimer()
         self.hub = Hub(
-            [MAIN_PERIOD],
+            boards.periods(),
             clock_ms=lambda: time.monotonic() * 1000,
             wake_in=timer.wake_in,
             gap_ms=settings.frame_gap_ms,
+            tick_ms=settings.tick_ms,
             stall_limit_ms=settings.stall_limit_s * 1000,
         )
         timer.call = self.hub.wake
@@ -96,6 +102,12 @@ class Feed:
                 rate_per_s=settings.loopback_address_rate or settings.address_rate_per_s,
                 refused_rate_per_s=settings.loopback_address_rate or settings.refused_rate_per_s,
             ),
+            most_sockets=settings.max_sockets,
+            most_per_user=settings.max_sockets_per_user,
+        )
+        self.verdicts = sources.verdicts
+        self.conversations = Conversations(
+            House(self.hub, self.admission, sources.verdicts, settings.ping_interval_s)
         )
         self.comparison = Comparison(
             self.hub, sources.standings, MAIN_PERIOD, interval_s=settings.compare_interval_s
@@ -107,7 +119,7 @@ class Feed:
             fetch_wait_ms=MEMORY_FETCH_WAIT_MS if settings.kafka_kind == "memory" else FETCH_WAIT_MS,
         )
         self._server: Server = server_for(
-            feed_app(Sockets(self.hub, self.admission)),
+            feed_app(Sockets(self.hub, self.admission), self.conversations),
             ping_interval_s=settings.ping_interval_s,
             trusted_proxies=settings.trusted_proxies,
         )
@@ -124,6 +136,7 @@ class Feed:
                 parts.create_task(self.publications.run()),
                 parts.create_task(self._compare()),
                 parts.create_task(self._sweep()),
+                parts.create_task(self.verdicts.run()),
             ]
             gc.freeze()
             _log.info("feed_listening", port=self.port)
@@ -150,6 +163,7 @@ class Feed:
         for publication in publications:
             if self.hub.publish(View.of_publication(publication)):
                 self.comparison.kafka_brought_news()
+        self.verdicts.wake()
 
     async def _compare(self) -> None:
         try:
@@ -162,6 +176,7 @@ class Feed:
         while True:
             self._moved_at_s = time.monotonic()
             self.hub.sweep(time.time())
+            self.conversations.sweep(time.time())
             await asyncio.sleep(SWEEP_S)
 
 

@@ -17,9 +17,12 @@ from typing import Any, Final, cast
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
-from push.close_codes import CloseCode
+from push import frames
+from push.close_codes import OURS, CloseCode, Wording
 from push.hub import Hub, Reader
 
 EXTENSION: Final = "trueboard.prepared"
@@ -42,33 +45,59 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 """Longest request head; a token may be 8 KB of it."""
 
 
+_DEFLATE: Final = ServerPerMessageDeflateFactory(
+    server_no_context_takeover=True,
+    client_no_context_takeover=True,
+    server_max_window_bits=frames.WINDOW_BITS,
+    client_max_window_bits=frames.WINDOW_BITS,
+)
+"""What is agreed to where a client offers compression: no state is kept for a socket, either way."""
+
+
 class PreparedSocket(WebSocketsSansIOProtocol):
-    """One WebSocket connection; a `push.hub.Sink`."""
+    """One WebSocket connection; a `push.hub.Sink` for any number of readers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_GRACE_S
+        self.compressed = False
+        self.closing: Wording = OURS
+        """In which protocol's words this socket is closed."""
         self._hub: Hub | None = None
-        self._reader: Reader | None = None
+        self._readers: tuple[Reader, ...] = ()
+        self.conn = ServerProtocol(
+            extensions=[_DEFLATE], max_size=self.config.ws_max_size, logger=self.logger
+        )
 
     # For the hub
 
     def attach(self, hub: Hub, reader: Reader) -> None:
-        """From now on the hub hears of this socket's back-pressure."""
-        self._hub, self._reader = hub, reader
+        """From now on the hub hears of this socket's back-pressure on the reader's behalf."""
+        self._hub = hub
+        self._readers = (*self._readers, reader)
         if not self.writable.is_set():
             hub.block(reader)
+
+    def detach(self, reader: Reader) -> None:
+        self._readers = tuple(known for known in self._readers if known is not reader)
 
     def write(self, frame: bytes) -> None:
         if not (self.close_sent or self.disconnected or self.transport.is_closing()):
             self.transport.write(frame)
 
-    def end(self, code: CloseCode, reason: str) -> None:
+    @property
+    def waiting_bytes(self) -> int:
+        """What has been written and the kernel has not taken yet."""
+        return 0 if self.disconnected else self.transport.get_write_buffer_size()
+
+    def end(self, code: CloseCode) -> None:
+        self._leave()
         if self.disconnected:
             return
         if not (self.close_sent or self.transport.is_closing()):
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})
-            self.conn.send_close(code, reason)
+            number, reason = self.closing[code]
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": number, "reason": reason})
+            self.conn.send_close(number, reason)
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.close_sent = True
             if self.read_paused:
@@ -78,6 +107,12 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def _leave(self) -> None:
+        readers, self._readers = self._readers, ()
+        if self._hub is not None:
+            for reader in readers:
+                self._hub.leave(reader)
 
     # What uvicorn calls
 
@@ -91,6 +126,11 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
+        # A client may insist on a smaller window than frames are compressed with: then they stay plain.
+        self.compressed = any(
+            isinstance(extension, PerMessageDeflate) and extension.local_max_window_bits >= frames.WINDOW_BITS
+            for extension in self.conn.extensions
+        )
         if hasattr(self, "scope"):
             # The task that reads the scope has been made but has not run yet.
             extensions = cast("dict[str, Any]", self.scope["extensions"])
@@ -104,20 +144,28 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._hub is not None and self._reader is not None:
-            self._hub.block(self._reader)
+        if self._hub is not None:
+            for reader in self._readers:
+                self._hub.block(reader)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._hub is not None and self._reader is not None:
-            self._hub.unblock(self._reader)
+        if self._hub is not None:
+            for reader in self._readers:
+                self._hub.unblock(reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._hub is not None and self._reader is not None:
-            self._hub.leave(self._reader)
+        self._leave()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
+        self._leave()
+        if self.handshake_complete and not self.close_sent:
+            number, reason = self.closing[CloseCode.RESTART]
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": number})
+            self.conn.send_close(number, reason)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
         super().shutdown()
         # A reader that does not read would keep the process waiting.
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)

@@ -8,23 +8,41 @@ frames to one reader are at least a gap apart.
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
-from core.feed import Position, View
+from core.feed import Changes, Position, View
+
+LINKS_MOST: Final = 256
+"""How many recent publications of a period are kept to bring readers forward from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One recent publication: what was shown, and what changed since the one before it."""
+
+    view: View
+    changes: Changes
 
 
 class Sequence:
-    """The views of one period, of which only the latest is kept.
+    """The views of one period: the latest, and the recent publications that led to it.
 
     `version` counts the views taken, 0 before the first: what a reader has seen is a version,
-    so that "how many did it miss" is a difference.
+    so that "how many did it miss" is a difference. The links are an unbroken chain that ends at
+    the latest view: each one's `previous` is the revision of the one before. A view that does
+    not link to what was shown (a page, a publication after a gap, another epoch) ends the chain,
+    and readers from before it get a snapshot.
     """
 
-    __slots__ = ("latest", "version")
+    __slots__ = ("_links", "latest", "version")
 
     def __init__(self) -> None:
         self.latest: View | None = None
         self.version = 0
+        self._links: deque[Link] = deque(maxlen=LINKS_MOST)
 
     @property
     def position(self) -> Position:
@@ -38,9 +56,35 @@ class Sequence:
         """Show this view from now on, if it is newer than what is shown."""
         if not self.is_news(view.position):
             return False
+        before, publication = self.latest, view.publication
+        if before and publication and before.position == (publication.epoch, publication.previous):
+            self._links.append(Link(view.without_record(), Changes.of(publication, before.top)))
+        else:
+            self._links.clear()
         self.latest = view
         self.version += 1
         return True
+
+    def changes_since(self, version: int) -> Changes | None:
+        """What changed since a version was shown; None if the chain does not reach back to it."""
+        missed = self.version - version
+        if not 0 < missed <= len(self._links):
+            return None
+        return Changes.merged([self._links[n].changes for n in range(-missed, 0)])
+
+    def links_after(self, position: Position) -> list[Link] | None:
+        """The publications a reader at this position has missed, oldest first.
+
+        None: they are not all known, or the position is of another history.
+        """
+        if position == self.position:
+            return []
+        found: list[Link] = []
+        for link in reversed(self._links):
+            found.append(link)
+            if (link.view.position[0], link.changes.since) == position:
+                return found[::-1]
+        return None
 
 
 class Step(Enum):

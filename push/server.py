@@ -12,15 +12,17 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import Refused
 from core.words import MAIN_PERIOD
+from push.conversations import Conversations
 from push.hub import Dialect
 from push.prepared import Doorstep, PreparedSocket
-from push.protocols import leaderboard, scoreboard, scores
+from push.protocols import centrifuge, leaderboard, scoreboard, scores
 from push.sockets import Sockets, refuse
 
 DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
 """What the default board's three paths speak."""
 
-MAX_MESSAGE_BYTES = 8 * 1024
+MAX_MESSAGE_BYTES = 32 * 1024
+"""Longest message of a client, unpacked: a token of 8 KB and some channels fit."""
 
 
 class Server(uvicorn.Server):
@@ -39,7 +41,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def feed_app(sockets: Sockets) -> Litestar:
+def feed_app(sockets: Sockets, conversations: Conversations) -> Litestar:
     """The routes of the feed's port; anything else is a 404 problem."""
 
     def route(dialect: Dialect) -> Any:
@@ -52,6 +54,14 @@ def feed_app(sockets: Sockets) -> Litestar:
 
         return asgi(dialect.path, copy_scope=False)(speak)
 
+    @asgi(centrifuge.PATH, copy_scope=False)
+    async def converse(scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_websocket(scope):
+            detail = "This path speaks WebSocket."
+            await refuse(scope, send, Refused("not_found", detail, status_code=404))  # type: ignore[arg-type]
+        else:
+            await conversations.serve(scope, receive, send)  # type: ignore[arg-type]
+
     @asgi("/", is_mount=True, copy_scope=False)
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         if _is_websocket(scope):
@@ -59,7 +69,7 @@ def feed_app(sockets: Sockets) -> Litestar:
         await refuse(scope, send, Refused("not_found", "No such path.", status_code=404))  # type: ignore[arg-type]
 
     return Litestar(
-        route_handlers=[*(route(dialect) for dialect in DIALECTS), elsewhere],
+        route_handlers=[*(route(dialect) for dialect in DIALECTS), converse, elsewhere],
         openapi_config=None,
         logging_config=None,
     )
@@ -74,8 +84,8 @@ def server_for(app: ASGIApp, *, ping_interval_s: float = 20.0, trusted_proxies: 
     """A server for this app, not listening yet.
 
     `trusted_proxies` are the addresses or networks whose forwarded headers are believed.
-    Compression is off: every socket would have a state of its own, and one small message can
-    unfold into a large one.
+    uvicorn's own compression is off: every socket would have a state of its own. What is agreed
+    to instead is `push.prepared`'s.
     """
     trusted = list(trusted_proxies)
     return Server(

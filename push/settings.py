@@ -40,6 +40,12 @@ class Settings:
     """Addresses or networks whose `X-Forwarded-For` is believed; from elsewhere it is ignored."""
 
     max_sockets_per_address: int = 50
+    max_sockets_per_user: int = 50
+    """Sockets that one user may have open at this process."""
+
+    max_sockets: int = 50_000
+    """Sockets and streams that this process holds in all; more are refused with 503."""
+
     address_rate_per_s: float = 300.0
     """Handshakes per second and address."""
 
@@ -55,6 +61,9 @@ class Settings:
     frame_gap_ms: float = 100.0
     """Least time between two frames to one reader."""
 
+    tick_ms: float = 50.0
+    """Least time between two publications to one reader of a Centrifuge channel or a stream."""
+
     stall_limit_s: float = 10.0
     """A reader whose socket takes nothing for longer is closed with 4410."""
 
@@ -65,14 +74,17 @@ class Settings:
     """How often what is shown is compared with the standings."""
 
     def __post_init__(self) -> None:
-        if self.frame_gap_ms <= 0 or self.compare_interval_s <= 0 or self.ping_interval_s <= 0:
+        intervals = self.frame_gap_ms, self.compare_interval_s, self.ping_interval_s
+        if min(intervals) <= 0 or self.tick_ms < 0:
             raise ValueError("intervals must be greater than 0")
         limits = (
             self.max_sockets_per_address,
+            self.max_sockets_per_user,
+            self.max_sockets,
             self.address_rate_per_s,
             self.refused_rate_per_s,
             self.loopback_address_rate,
             self.loopback_max_sockets,
         )
         if any(limit is not None and limit <= 0 for limit in limits):
-            raise ValueError("limits per address must be greater than 0")
+            raise ValueError("limits must be greater than 0")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from core.errors import Refused, Unavailable
 from push import problems
-from push.admission import Admission, Admitted, Knock
+from push.admission import Admission, Admitted, Entrance, Knock
 from push.close_codes import CloseCode
 from push.hub import UNREADABLE_MESSAGE, Dialect, Hub
 from push.prepared import EXTENSION, PreparedSocket
@@ -47,7 +47,8 @@ class Sockets:
         try:
             if self._hub.channels[period].sequence.latest is None:
                 raise Unavailable("The board is being loaded.", code="board_rebuilding")
-            admitted = await self._admission.admit(Knock.of_scope(scope), dialect)
+            entrance = Entrance.PUBLIC if dialect.public else Entrance.READERS
+            admitted = await self._admission.admit(Knock.of_scope(scope), entrance)
         except (Refused, Unavailable) as error:
             await refuse(scope, send, error)
             return

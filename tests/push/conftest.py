@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,12 +18,17 @@ from redis.asyncio import Redis
 from core import events, scopes
 from core.errors import Refused, Unavailable
 from core.feed import Publication
+from core.receipts import Judged, Status
 from core.topics import BOARD_CHANGED
+from core.words import MAIN_PERIOD
 from push.feed import Feed, Sources, listen
 from push.settings import Settings
+from push.verdicts import Verdicts
 from service.tokens import Claims, InvalidToken
+from storage import standings
+from storage.postgres.verdicts import Found
 from storage.redis.limits import Limits
-from tests.push.views import Page, page
+from tests.push.views import EPOCH, Page, page
 from trueboard.devstack.kafka.memory import MockCluster
 
 GOOD_TICKET = "t" * 43
@@ -48,6 +53,55 @@ class Standings:
 
 
 @dataclass
+class Ledger:
+    """The verdicts there are, in order, and where everybody stands; `away` is raised instead."""
+
+    epoch: str = EPOCH
+    revision: int = 1
+    judged: list[Judged] = field(default_factory=list)
+    away: Unavailable | None = None
+
+    def judge(self, user_id: str, action_id: str, *, revision: int, status: Status = "accepted") -> None:
+        self.revision = revision
+        self.judged.append(
+            Judged(
+                user_id=user_id,
+                action_id=action_id,
+                type="level_complete",
+                received_at="2026-11-21T12:00:00.000000Z",
+                fingerprint="00",
+                status=status,
+                points=10,
+                reason=None,
+                judged_revision=revision,
+                epoch=self.epoch,
+                revision=revision,
+                score=None,
+                rank=None,
+            )
+        )
+
+    async def position(self) -> tuple[str, int]:
+        self._answer()
+        return self.epoch, self.revision
+
+    async def after(self, revision: int, user_ids: Collection[str]) -> Found:
+        self._answer()
+        judged = [it for it in self.judged if it.user_id in user_ids and it.judged_revision > revision]
+        return Found(judged, max(revision, self.revision), (self.epoch, self.revision))
+
+    async def player(
+        self, period: str, user_id: str, *, at_least: tuple[str, int] | None = None
+    ) -> tuple[standings.Page, standings.RankedEntry | None]:
+        entry = standings.RankedEntry(3, user_id, user_id, 70, 0)
+        return standings.Page(self.epoch, self.revision, 9, [entry]), entry
+
+    def _answer(self) -> None:
+        if self.away is not None:
+            raise self.away
+
+
+@dataclass
 class Running:
     """A feed under test. Tokens are `<user>` or `<user>;<scope>;<life in s>`; `-` is not good."""
 
@@ -55,7 +109,8 @@ class Running:
     standings: Standings
     cluster: MockCluster
     producer: Producer
-    tickets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tickets: dict[str, dict[str, Any]]
+    ledger: Ledger
 
     @property
     def url(self) -> str:
@@ -81,6 +136,8 @@ async def _verify(token: str) -> Claims:
     scope, _, life_s = rest.partition(";")
     if user_id == "-":
         raise InvalidToken("signature")
+    if user_id == "expired":
+        raise InvalidToken("expired")
     granted = frozenset({scope or scopes.BOARDS_READ})
     return Claims(user_id, None, granted, int(time.time() + float(life_s or 60)), "id")
 
@@ -111,18 +168,24 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
             ),
             **changed,
         )
-        standings = Standings(page(1), error)
+        shown = Standings(page(1), error)
         tickets: dict[str, dict[str, Any]] = {}
+        ledger = Ledger()
 
         async def take_ticket(ticket: str) -> Mapping[str, Any] | None:
             return tickets.pop(ticket, None)
 
         listener = listen("127.0.0.1", 0)
         sources = Sources(
-            standings=standings, verify=_verify, take_ticket=take_ticket, limits=Limits(Redis())
+            standings=shown,
+            verdicts=Verdicts(ledger, ledger, MAIN_PERIOD),
+            verify=_verify,
+            take_ticket=take_ticket,
+            limits=Limits(Redis()),
         )
         producer = Producer({"bootstrap.servers": memory_kafka.bootstrap, "linger.ms": 0})
-        running = Running(Feed(settings, sources, listener), standings, memory_kafka, producer, tickets)
+        feed = Feed(settings, sources, listener)
+        running = Running(feed, shown, memory_kafka, producer, tickets, ledger)
         if before is not None:
             await before(running)
         serving = asyncio.create_task(running.feed.run())

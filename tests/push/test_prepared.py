@@ -29,7 +29,7 @@ def test_this_is_the_uvicorn_whose_insides_are_known() -> None:
 def bare() -> Any:
     """A socket's protocol as uvicorn makes it, before any connection."""
     loop = asyncio.new_event_loop()
-    server = server_for(feed_app(sockets=None))  # type: ignore[arg-type]
+    server = server_for(feed_app(None, None))  # type: ignore[arg-type]
     server.config.load()
     yield PreparedSocket(server.config, server.server_state, {}, loop)
     loop.close()
@@ -125,7 +125,7 @@ async def test_nothing_follows_a_close_frame(run_feed: RunFeed) -> None:
             pass
         hub.end(reader, CloseCode.SLOW)
         reader.sink.write(b"late")
-        reader.sink.end(CloseCode.SLOW, "again")
+        reader.sink.end(CloseCode.SLOW)
         answer = await asyncio.wait_for(loop.sock_recv(raw, 1 << 16), 5)
         raw.close()
 

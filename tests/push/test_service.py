@@ -18,6 +18,7 @@ from websockets.typing import Origin, Subprotocol
 
 from core.errors import Refused, Unavailable
 from core.words import MAIN_PERIOD
+from push.server import MAX_MESSAGE_BYTES
 from tests.push.conftest import GOOD_TICKET, RunFeed, Running, raw_reader
 from tests.push.views import EPOCH, page, publication
 
@@ -405,15 +406,33 @@ async def test_a_client_that_talks_on_is_closed(run_feed: RunFeed) -> None:
     assert code == 4429
 
 
-async def test_a_message_too_large_closes_and_compression_is_not_offered(run_feed: RunFeed) -> None:
-    async with run_feed() as running, connect(running.url + "/ws/scores") as reader:
-        await _next(reader)
-        extensions = reader.protocol.extensions
-        await reader.send("x" * 9_000)
-        code = await _close_code(reader)
+@pytest.mark.parametrize("compression", [None, "deflate"])
+async def test_a_message_too_large_once_unpacked_closes(run_feed: RunFeed, compression: str | None) -> None:
+    async with run_feed() as running:
+        async with connect(running.url + "/ws/scores", compression=compression) as reader:
+            await _next(reader)
+            await reader.send("x" * (MAX_MESSAGE_BYTES + 1))
+            code = await _close_code(reader)
 
-    assert list(extensions) == []
     assert code == 1009
+
+
+async def test_who_offers_compression_is_sent_the_same_frames_compressed_once(run_feed: RunFeed) -> None:
+    long = publication(2, padding="x" * 1_000)
+    async with run_feed() as running:
+        plain = await connect(running.url + "/ws/scores", compression=None)
+        packed = [await connect(running.url + "/ws/leaderboard", additional_headers=_bearer(u)) for u in "ab"]
+        (extension,) = packed[0].protocol.extensions
+        await running.publish(long)
+        shown = [(await _until_revision(reader, 2))[-1] for reader in (plain, *packed)]
+        for reader in (plain, *packed):
+            await reader.close()
+
+    assert not plain.protocol.extensions
+    assert extension.remote_no_context_takeover
+    assert extension.local_no_context_takeover
+    assert [frame["revision"] for frame in shown] == [2, 2, 2]
+    assert len(shown[1]["data"]["leaderboard"][0]["username"]) > 1_000
 
 
 async def test_a_stop_closes_every_socket_for_a_restart(run_feed: RunFeed) -> None:

@@ -57,6 +57,7 @@ class Page:
     revision: int
     count: int
     entries: list[Line] = field(default_factory=list)
+    digest: str = "00" * 32
 
 
 def page(revision: int, *, epoch: str = EPOCH, user_id: str = "ada") -> Page:

@@ -37,6 +37,7 @@ class Socket:
     room: float = math.inf
     written: list[Written] = field(default_factory=list)
     closed: CloseCode | None = None
+    compressed: bool = False
     reader: Reader | None = None
 
     def write(self, frame: bytes) -> None:
@@ -47,7 +48,7 @@ class Socket:
         if self.room <= 0 and self.reader is not None:
             self.world.hub.block(self.reader)
 
-    def end(self, code: CloseCode, reason: str) -> None:
+    def end(self, code: CloseCode) -> None:
         assert self.closed is None, "a socket is closed once"
         self.closed = code
 
