@@ -22,6 +22,7 @@ COPY stream_app stream_app
 COPY push push
 COPY auditor auditor
 COPY trueboard trueboard
+COPY web web
 # The last line takes out what only a build and `trueboard up` need: the servers are others' containers.
 RUN /opt/uv/bin/uv pip install --no-cache --python /opt/trueboard/bin/python --no-deps --no-build-isolation . \
  && /opt/uv/bin/uv pip uninstall --python /opt/trueboard/bin/python \

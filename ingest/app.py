@@ -33,6 +33,7 @@ from ingest.boards import Boards
 from ingest.definitions import Definitions
 from ingest.door import Asgi, Door, Route
 from ingest.limiting import Forwarded, Gate, Rates
+from ingest.page import PageRoutes
 from ingest.patience import within
 from ingest.ports import Delivery, Limits, Markers, Receipts, Replies, Standings, Tickets, Verifier
 from ingest.routes.boards import BoardRoutes, PastPage
@@ -132,6 +133,8 @@ def routes_of(settings: Settings, world: World, chance: Chance) -> list[Route]:
         *documents.routes(),
     ]
     documents.describe(openapi.describe(routes))
+    if settings.serves_page:
+        routes += PageRoutes(settings.feed_url, world.catalogues).routes()
     return routes
 
 

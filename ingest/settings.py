@@ -33,6 +33,12 @@ class Settings:
     production: bool = False
     """Leaves out the page `/docs`."""
 
+    page: bool | None = None
+    """Serves the live board at `/`; without it, wherever `production` is not set."""
+
+    feed_url: str | None = None
+    """The feed's base URL as browsers see it; without one, the page looks for it at its own origin."""
+
     hosts: tuple[str, ...] = ()
     """Names a request's Host may have, without port; empty: any."""
 
@@ -68,3 +74,8 @@ class Settings:
 
     shed_after_s: float = 60.0
     """Age of the oldest unjudged action from which new ones are turned away."""
+
+    @property
+    def serves_page(self) -> bool:
+        """Whether the live board is served."""
+        return not self.production if self.page is None else self.page

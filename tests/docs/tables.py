@@ -37,7 +37,8 @@ MEANINGS: Final = {
     "audience": "What a token's `aud` must be.",
     "consumer_group": "The Kafka consumer group of the stream's workers.",
     "feed_port": "Port of the live feed.",
-    "feed_url": "The feed's base URL as clients see it, if not host and port.",
+    "feed_url": "The feed's base URL as clients see it; without one `up` takes host and port, and the page "
+    "looks where it came from.",
     "host": "Address that HTTP and feed listen on.",
     "http_port": "Port of HTTP.",
     "http_url": "The base URL of HTTP as clients see it, if not host and port.",
