@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
 from core.words import MAIN_PERIOD
 from push.feed import Feed, Sources, listen
 from push.settings import Settings
@@ -15,7 +13,7 @@ from push.verdicts import Verdicts
 from service.health import HealthServer
 from service.tokens import TokenVerifier
 from storage.postgres.verdicts import VerdictReader
-from storage.redis import tickets
+from storage.redis import clients, tickets
 from storage.redis.limits import Limits
 from storage.standings import Standings
 
@@ -33,7 +31,7 @@ async def joined(settings: Settings) -> AsyncIterator[Feed]:
     async with AsyncExitStack() as stack:
         listener = listen(settings.host, settings.feed_port)
         stack.callback(listener.close)
-        redis: Redis = Redis.from_url(
+        redis = clients.connect(
             settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
         )
         stack.push_async_callback(redis.aclose)

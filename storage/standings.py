@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from core.errors import Refused, Unavailable
 from core.ranking import KEY_BYTES, read_key, read_member
 from storage.postgres import connections
-from storage.redis import keys, scripts
+from storage.redis import clients, keys, scripts
 
 FALLBACK_ENTRIES: Final = 100
 """Longest page that is answered from Postgres."""
@@ -94,7 +94,7 @@ class Standings:
         cls, redis_url: str, postgres_url: str, *, name: str = "reader", connections_most: int = 4
     ) -> AsyncIterator[Standings]:
         """A reader with connections of its own. Opens even while either is down."""
-        client = redis.asyncio.Redis.from_url(
+        client = clients.connect(
             redis_url,
             socket_timeout=_REDIS_TIMEOUT_S,
             socket_connect_timeout=_REDIS_TIMEOUT_S,

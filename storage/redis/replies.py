@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import msgspec
 from redis import exceptions as redis_exceptions
-from redis.asyncio import Redis
 
 from core.receipts import Judged
 from service import logs, metrics
+from storage.redis import clients
 
 _PING_EVERY_S = 5.0
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -122,7 +122,7 @@ class Replies:
             await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
 
     async def _listen(self) -> None:
-        async with Redis.from_url(self._url, socket_connect_timeout=2.0, socket_keepalive=True) as redis:
+        async with clients.connect(self._url, socket_connect_timeout=2.0, socket_keepalive=True) as redis:
             async with redis.pubsub() as pubsub:
                 await pubsub.ssubscribe(channel(self.instance))
                 unanswered = 0
