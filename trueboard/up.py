@@ -27,6 +27,7 @@ import psycopg
 
 from core.errors import TrueboardError
 from core.topics import ALL as ALL_TOPICS
+from ingest.settings import Settings as IngestSettings
 from service.settings import data_directory, mask, read_settings
 from trueboard.devstack.errors import CannotStart, sentence_of
 from trueboard.devstack.kafka.jars import LEAST_JAVA, Jars, find_java, kafka_version
@@ -92,15 +93,15 @@ class SetUp:
         keys.ensure(directory)
 
     def token(self, directory: Path, *, user: str, settings: StackSettings) -> str:
-        """A token for an hour's first steps."""
+        """A token for a day's first steps."""
         from service import keys
 
         return keys.issue(
             directory,
             user=user,
-            name=None,
-            scopes=("actions:write", "boards:read"),
-            ttl_s=min(3600, settings.token_max_life_s),
+            name=user.title(),
+            scopes=("actions:write", "scores:write", "boards:read"),
+            ttl_s=min(8 * 3600, settings.token_max_life_s),
             issuer=settings.issuer,
             audience=settings.audience,
         )
@@ -461,9 +462,18 @@ class Stack:
             )
             self._say("  !! 5 MB of each partition are kept. Install Java 17 and Maven for Apache Kafka.")
             self._say("")
+        token = "$TOKEN"
+        if self._settings.jwks is None:
+            token = self._set_up.token(self._data / "keys", user="ada", settings=self._settings)
+        if read_settings(IngestSettings, self._service_env(), data_dir=self._data).serves_page:
+            fragment = "" if token == "$TOKEN" else f"#token={token}"
+            self._say("  The live board:" if token == "$TOKEN" else "  The live board, as Ada:")
+            self._say("")
+            self._say(f"    {self._http_url}/{fragment}")
+            self._say("")
         self._say("  Score a first point, then look at the board:")
         self._say("")
-        self._say(f"    {self._first_call()}")
+        self._say(f"    {self._first_call(token)}")
         self._say(f"    curl -sS {self._http_url}/v1/boards/main/standings")
         self._say("")
         self._say(
@@ -474,10 +484,7 @@ class Stack:
             "Ctrl-C stops everything; the data stays."
         )
 
-    def _first_call(self) -> str:
-        token = "$TOKEN"
-        if self._settings.jwks is None:
-            token = self._set_up.token(self._data / "keys", user="ada", settings=self._settings)
+    def _first_call(self, token: str) -> str:
         body = f'{{"action_id": "hello-{secrets.token_hex(4)}", "type": "level_complete"}}'
         return (
             f'curl -sS {self._http_url}/v1/actions -H "Authorization: Bearer {token}" '

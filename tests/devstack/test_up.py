@@ -111,6 +111,7 @@ def test_ready_stands_alone_on_the_last_line_and_a_curl_line_with_a_token_before
     assert lines.count("ready") == 1
     assert f"{stack_with_stand_ins.endpoints.http}/v1/actions" in curl
     assert "Authorization: Bearer ey" in curl
+    assert any(f"{stack_with_stand_ins.endpoints.http}/#token=ey" in line for line in lines)
     assert any("KAFKA IS IN MEMORY" in line for line in lines)
     assert any("raised to 100000/s for loopback" in line for line in lines)
 
