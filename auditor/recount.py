@@ -146,6 +146,7 @@ class Recount:
     def _from_rows(self, player: int, revision: int) -> None:
         """Count a player anew, from all that is known of them."""
         before, actions = self._place(player), self.actions
+        was = self._accepted[player] > 0, self.scores[player], self.reached[player]
         rows = [row for row in actions.of_player(self._last_row[player]) if actions.states[row] & ACCEPTED]
         with_points = [row for row in rows if actions.points[row]]
         self._accepted[player], self._with_points[player] = len(rows), len(with_points)
@@ -153,7 +154,8 @@ class Recount:
         self.reached[player] = max((actions.received[row] for row in with_points or rows), default=0)
         if rows and not with_points:
             self._unordered.add(player)
-        self._moved(player, before, revision)
+        if was != (bool(rows), self.scores[player], self.reached[player]):
+            self._moved(player, before, revision)
 
     def _set_score(self, player: int, score: int) -> None:
         # No ledger holds a larger one: the board will differ, and that is what is to be seen.
