@@ -189,7 +189,7 @@ const showPlayer = () => {
   byId("chart-summary").textContent =
     gained === 0n
       ? `No change since ${since}, when this page was opened.`
-      : `${gained > 0n ? "+" : "−"}${counted(gained > 0n ? gained : -gained, "point")} since ${since}, when this page was opened.`;
+      : `${gained > 0n ? "+" : "−"}${counted(gained > 0n ? gained : -gained, "point")} in ${counted(live.histories.changes(userId, openedAt), "step")} since ${since}, when this page was opened.`;
 };
 
 // beginning ----------------------------------------------------------------------------------

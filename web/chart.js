@@ -56,12 +56,12 @@ export class Chart {
       {
         width: this.place.clientWidth,
         height: HEIGHT,
-        padding: [12, 14, 0, 0],
+        padding: [12, 26, 0, 0],
         legend: { show: false },
         cursor: { y: false, drag: { setScale: false }, points: { size: 9, width: 2, fill: () => line } },
         scales: { x: { time: true, range: wide }, y: { range: roomy } },
         axes: [
-          { ...axis, grid: { show: false }, size: 30, space: 76, values: (_, ticks) => ticks.map(tick) },
+          { ...axis, grid: { show: false }, size: 30, space: 76, values: times },
           { ...axis, size: 46, space: 44, incrs: WHOLE, values: (_, ticks) => ticks.map((at) => compact.format(at)) },
         ],
         series: [
@@ -96,7 +96,8 @@ export class Chart {
 
 const WHOLE = [1, 2, 5].flatMap((step) => Array.from({ length: 19 }, (_, power) => step * 10 ** power)).sort((a, b) => a - b);
 
-const tick = (at) => (at % 60 === 0 ? clockShort : clock).format(at * 1000);
+const times = (_plot, ticks, _axis, _space, stepS) =>
+  ticks.map((at) => (stepS < 60 ? clock : clockShort).format(at * 1000));
 
 /** At least half a minute, so that the first seconds are no cliff. */
 const wide = (_, from, to) => [Math.min(from, to - NARROWEST_S), to];

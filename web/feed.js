@@ -53,8 +53,9 @@ export class Feed {
     client.on("disconnected", ({ code }) => this.#ended(client, code, token));
 
     const board = client.newSubscription(BOARD, { minResubscribeDelay: SOONEST_MS, maxResubscribeDelay: LATEST_MS });
-    board.on("subscribed", ({ data }) => {
-      if (data) this.listener.publication(data);
+    board.on("subscribed", ({ data, recovered }) => {
+      // after a recovery the publications that were missed come by themselves, one by one
+      if (data && !recovered) this.listener.publication(data);
       this.listener.state("live");
     });
     board.on("publication", ({ data }) => this.listener.publication(data));

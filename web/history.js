@@ -23,7 +23,7 @@ export class Histories {
 
   /**
    * A player's score at a position. An entry's own instant says when it came to be; one that lies
-   * before what is known already (points were taken away) counts from `nowMs`.
+   * before that of an earlier position (points were taken away) counts from `nowMs`.
    * @param {string} userId
    * @param {Position} position
    * @param {number | string | null} score null: the player is gone from the board
@@ -32,14 +32,16 @@ export class Histories {
    * @returns {boolean} whether there is a new point
    */
   note(userId, position, score, reachedAt, nowMs) {
+    if (score === null) return false;
     const points = this.players.get(userId) ?? [];
-    const last = points.at(-1);
-    if (last && compare(position, last.position) <= 0) return false;
-    if (score === null || (last && last.score === score)) return false;
+    // what was missed may come after what was read meanwhile
+    const index = points.findLastIndex((point) => compare(point.position, position) <= 0) + 1;
+    const [before, after] = [points[index - 1], points[index]];
+    if (before && (before.score === score || compare(before.position, position) === 0)) return false;
     const reached = reachedAt === null ? NaN : Date.parse(reachedAt);
-    const known = Number.isNaN(reached) ? nowMs : reached;
-    const at = last && known < last.at ? Math.max(nowMs, last.at) : known;
-    points.push({ at, score, position });
+    const known = Number.isNaN(reached) || (before && reached < before.at) ? nowMs : reached;
+    const at = Math.min(Math.max(known, before?.at ?? known), after?.at ?? Infinity);
+    points.splice(index, after?.score === score ? 1 : 0, { at, score, position });
     if (points.length > this.mostPoints) points.shift();
     this.players.delete(userId);
     this.players.set(userId, points);
@@ -56,6 +58,12 @@ export class Histories {
     for (const entry of [...publication.top, ...(publication.changed ?? [])]) {
       this.note(entry.user_id, publication, entry.score, entry.reached_at, nowMs);
     }
+  }
+
+  /** How often a player's score changed since `fromMs`, as far as it was seen. @param {string} userId @param {number} fromMs */
+  changes(userId, fromMs) {
+    const points = this.players.get(userId) ?? [];
+    return points.filter((point, index) => index > 0 && point.at > fromMs).length;
   }
 
   /**

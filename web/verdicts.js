@@ -62,14 +62,15 @@ export class Verdicts {
     head.append(time);
     const body = make("p", "verdict-body", make("strong", "", HEADS[item.status]), rest(item));
     const mark = make("span", "verdict-mark", icon(ICONS[item.status] ?? "waiting"));
-    const again = make("button", "plain again", item.status === "refused" ? "Try again" : "Send again");
+    const again = make("button", "again", icon("rebuilding"));
     again.type = "button";
-    again.title = "The same action under the same id: it counts once";
+    again.setAttribute("aria-label", `Send again: ${typeName(item.action.type)}`);
+    again.title = "Send the same action again: it counts once";
     again.disabled = item.status === "sending" || item.status === "waiting";
     again.addEventListener("click", () => this.repeat(item));
     // the button that has the focus keeps it
     const focused = line.contains(document.activeElement);
-    line.replaceChildren(mark, make("div", "", head, body), again);
+    line.replaceChildren(mark, head, again, body);
     if (focused) again.focus();
   }
 }
