@@ -24,10 +24,11 @@ from push import boards
 from push.admission import Admission, Admitted, Identity, Knock
 from push.arrival import arrived
 from push.close_codes import CloseCode
-from push.hub import Channel, Hub, Reader
+from push.hub import Hub, Reader
 from push.prepared import PreparedSocket
 from push.protocols import centrifuge
 from push.protocols.centrifuge import Command, Fault
+from push.recovery import missed
 from push.verdicts import Verdicts, Watching
 from service.tokens import InvalidToken
 
@@ -35,9 +36,6 @@ EPOCH_CHARS: Final = 26
 
 MOST_CHANNELS: Final = 32
 """Channels one socket may follow."""
-
-MOST_RECOVERED: Final = 16
-"""Publications a reply brings one by one; more are brought as one that covers them all."""
 
 ARRIVAL_TIMEOUT_S: Final = 3.0
 """How long a client that is ahead of this replica waits; it would give up after 5 s by itself."""
@@ -287,19 +285,20 @@ class Conversation:
             return
         if view is None:
             raise centrifuge.try_again("the board is being loaded")
-        missed = None if asked is None else _missed(channel, asked)
+        to_send = None if asked is None else missed(channel, asked)
         delta = request.delta == centrifuge.FOSSIL
-        result = _stream(view.position, request, recovered=missed is not None)
+        result = _stream(view.position, request, recovered=to_send is not None)
         if delta:
             result["delta"] = True
-        if missed is None:
+        if to_send is None:
             result["data"] = msgspec.Raw(publication_words(view, None))
-        elif missed:
-            result["publications"] = centrifuge.publications(missed, delta=delta)
+        elif to_send:
+            result["publications"] = centrifuge.publications(to_send, delta=delta)
         # The reply goes first: what is published from now on follows it.
         self._reply(id_, "subscribe", result)
-        kept = missed[-1][0] if missed else None
-        reader = hub.follow(self._socket, centrifuge.dialect(request.channel, delta), period, kept)
+        kept = to_send[-1][0] if to_send else None
+        dialect = centrifuge.dialect(request.channel, delta)
+        reader = hub.follow(self._socket, dialect, period, kept=kept)
         self._followed[request.channel] = reader
         self._socket.attach(hub, reader)
 
@@ -393,16 +392,6 @@ def _position(request: centrifuge.Subscribe) -> Position | None:
     if not request.recover or not said_epoch or request.offset < 0:
         return None
     return request.epoch, request.offset
-
-
-def _missed(channel: Channel, asked: Position) -> list[tuple[bytes, Position]] | None:
-    """What a client at this position is to be sent, None if that is not known any more."""
-    links = channel.sequence.links_after(asked)
-    if links is None:
-        return None
-    if len(links) > MOST_RECOVERED:
-        return [(channel.publication(channel.sequence.version - len(links)), channel.sequence.position)]
-    return [(publication_words(link.view, link.changes), link.view.position) for link in links]
 
 
 def _stream(position: Position, request: centrifuge.Subscribe, *, recovered: bool) -> dict[str, Any]:

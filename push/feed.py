@@ -23,6 +23,7 @@ from push.publications import Publications
 from push.server import Server, feed_app, server_for
 from push.settings import Settings
 from push.sockets import Sockets
+from push.streams import Streams
 from push.verdicts import Verdicts
 from service import logs
 from storage.redis.limits import Limits
@@ -109,6 +110,7 @@ class Feed:
         self.conversations = Conversations(
             House(self.hub, self.admission, sources.verdicts, settings.ping_interval_s)
         )
+        self.streams = Streams(self.hub, self.admission, heartbeat_s=settings.ping_interval_s)
         self.comparison = Comparison(
             self.hub, sources.standings, MAIN_PERIOD, interval_s=settings.compare_interval_s
         )
@@ -119,7 +121,7 @@ class Feed:
             fetch_wait_ms=MEMORY_FETCH_WAIT_MS if settings.kafka_kind == "memory" else FETCH_WAIT_MS,
         )
         self._server: Server = server_for(
-            feed_app(Sockets(self.hub, self.admission), self.conversations),
+            feed_app(Sockets(self.hub, self.admission), self.conversations, self.streams),
             ping_interval_s=settings.ping_interval_s,
             trusted_proxies=settings.trusted_proxies,
         )
@@ -177,6 +179,7 @@ class Feed:
             self._moved_at_s = time.monotonic()
             self.hub.sweep(time.time())
             self.conversations.sweep(time.time())
+            self.streams.sweep()
             await asyncio.sleep(SWEEP_S)
 
 

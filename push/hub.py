@@ -279,14 +279,27 @@ class Hub:
         self.turn()
         return reader
 
-    def follow(self, sink: Sink, dialect: Chained, period: str, kept: bytes | None = None) -> Reader:
-        """A new reader that has been brought to the latest view already, `kept` being what it was sent."""
+    def follow(
+        self,
+        sink: Sink,
+        dialect: Chained,
+        period: str,
+        *,
+        kept: bytes | None = None,
+        expires_at_s: float | None = None,
+    ) -> Reader:
+        """A new reader that has been brought to the latest view already, `kept` being what it was sent.
+
+        `expires_at_s` as in `join`.
+        """
         channel = self.channels[period]
-        reader = Reader(sink, dialect, channel, None)
+        reader = Reader(sink, dialect, channel, expires_at_s)
         reader.kept = kept if dialect.keeps else None
         reader.pace.saw(channel.sequence.version)
         channel.readers[reader] = None
         channel.idle[reader] = None
+        if expires_at_s is not None:
+            self._expiring[reader] = None
         return reader
 
     def leave(self, reader: Reader) -> None:

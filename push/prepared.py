@@ -32,6 +32,12 @@ SEND_BUFFER_BYTES: Final = 64 * 1024
 """What the kernel may hold for one socket (Linux grants twice this). Left to itself it took
 4 MB for a reader that does not read, all of it boards that are long out of date."""
 
+UNACKNOWLEDGED_MS: Final = 30_000
+"""How long the other side may leave bytes unacknowledged before the kernel takes it for gone."""
+
+TCP_USER_TIMEOUT: Final = 18
+"""Linux's number; Python names it there only."""
+
 CLOSE_GRACE_S: Final = 10.0
 """How long the other side may take to read and answer a close frame before the connection is cut.
 A reader that stalled and comes back within it learns why it was closed."""
@@ -118,11 +124,7 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
-        # Full as soon as the kernel takes no more: then at most one frame waits in this process.
-        self.transport.set_write_buffer_limits(high=0)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _bound_buffers(self.transport)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -171,19 +173,100 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
 
 
+def _bound_buffers(transport: asyncio.Transport) -> None:
+    """Full as soon as the kernel takes no more, and that soon: then at most one frame waits here."""
+    transport.set_write_buffer_limits(high=0)
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        # A peer that vanished acknowledges nothing: the kernel gives up instead of trying for minutes.
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+
+
+class Stream:
+    """A response that goes on until its reader leaves; a `push.hub.Sink`. Made by `Doorstep.begin_stream`."""
+
+    compressed = False
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.ended = asyncio.Event()
+        self._transport = transport
+        self._hub: Hub | None = None
+        self._reader: Reader | None = None
+        self._full = False
+
+    def attach(self, hub: Hub, reader: Reader) -> None:
+        """From now on the hub hears of this stream's back-pressure."""
+        self._hub, self._reader = hub, reader
+        if self._full:
+            hub.block(reader)
+
+    def write(self, frame: bytes) -> None:
+        if not self.ended.is_set() and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def end(self, code: CloseCode) -> None:
+        if code is CloseCode.SLOW:
+            # Closing would wait for a buffer to drain that does not.
+            self.leave()
+            self._transport.abort()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """End it after what was written; cut it if that is not taken in time."""
+        self.leave()
+        self._transport.close()
+        asyncio.get_running_loop().call_later(SHUTDOWN_GRACE_S, self._transport.abort)
+
+    def leave(self) -> None:
+        """Nothing is written any more."""
+        self.ended.set()
+        if self._hub is not None and self._reader is not None:
+            self._hub.leave(self._reader)
+
+    def fill(self) -> None:
+        self._full = True
+        if self._hub is not None and self._reader is not None:
+            self._hub.block(self._reader)
+
+    def drain(self) -> None:
+        self._full = False
+        if self._hub is not None and self._reader is not None:
+            self._hub.unblock(self._reader)
+
+
 class Doorstep(HttpToolsProtocol):
-    """HTTP before the upgrade, with a deadline and a size for the head of a request."""
+    """HTTP before the upgrade, with a deadline and a size for the head of a request; and streams."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._stream: Stream | None = None
+
+    def begin_stream(self, head: bytes) -> Stream:
+        """Answer the present request with this head and a body that goes on.
+
+        From here on the connection is the stream's: uvicorn takes the response for complete, and
+        what the client says is not read.
+        """
+        self._unset_keepalive_if_required()
+        self.cycle.response_started = True
+        self.cycle.response_complete = True
+        self.cycle.keep_alive = False
+        _bound_buffers(self.transport)
+        self._stream = Stream(self.transport)
+        self.transport.write(head)
+        return self._stream
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._stream is not None:
+            return
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -199,11 +282,31 @@ class Doorstep(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_arrived()
+        # The task that reads the scope is made by what follows.
+        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self}
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_arrived()
+        if self._stream is not None:
+            self._stream.leave()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stream is not None:
+            self._stream.fill()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stream is not None:
+            self._stream.drain()
+
+    def shutdown(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        else:
+            super().shutdown()
 
     def _expect_head(self) -> None:
         self._head_bytes = 0

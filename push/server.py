@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -17,9 +18,12 @@ from push.hub import Dialect
 from push.prepared import Doorstep, PreparedSocket
 from push.protocols import centrifuge, leaderboard, scoreboard, scores
 from push.sockets import Sockets, refuse
+from push.streams import Streams
 
 DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
 """What the default board's three paths speak."""
+
+_STREAM = re.compile(r"/v1/boards/([a-z0-9-]{1,64})/stream")
 
 MAX_MESSAGE_BYTES = 32 * 1024
 """Longest message of a client, unpacked: a token of 8 KB and some channels fit."""
@@ -41,7 +45,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def feed_app(sockets: Sockets, conversations: Conversations) -> Litestar:
+def feed_app(sockets: Sockets, conversations: Conversations, streams: Streams) -> Litestar:
     """The routes of the feed's port; anything else is a 404 problem."""
 
     def route(dialect: Dialect) -> Any:
@@ -64,6 +68,12 @@ def feed_app(sockets: Sockets, conversations: Conversations) -> Litestar:
 
     @asgi("/", is_mount=True, copy_scope=False)
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        # Streams too: Litestar asks a mount at the root before any route with parameters.
+        # The path as it was sent: the mount has changed the other one.
+        stream = _STREAM.fullmatch(scope["raw_path"].decode("latin-1"))
+        if stream is not None and not _is_websocket(scope):
+            await streams.serve(scope, receive, send, stream[1])  # type: ignore[arg-type]
+            return
         if _is_websocket(scope):
             await receive()
         await refuse(scope, send, Refused("not_found", "No such path.", status_code=404))  # type: ignore[arg-type]

@@ -100,8 +100,16 @@ class Sockets:
             )
 
 
-async def refuse(scope: Mapping[str, Any], send: Send, error: Refused | Unavailable) -> None:
-    """Answer a request or a handshake with a problem. Nothing was read and nothing is open."""
+async def refuse(
+    scope: Mapping[str, Any],
+    send: Send,
+    error: Refused | Unavailable,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer a request or a handshake with a problem. Nothing was read and nothing is open.
+
+    `headers` go with the problem's own.
+    """
     trace = tracing.child(tracing.parse(_header(scope, b"traceparent")))
     answer = problems.answer(error, trace.trace_id)
     _log.info(
@@ -112,7 +120,9 @@ async def refuse(scope: Mapping[str, Any], send: Send, error: Refused | Unavaila
         trace_id=trace.trace_id,
     )
     prefix = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-    await send({"type": f"{prefix}.start", "status": answer.status_code, "headers": answer.raw_headers})
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    head = {"status": answer.status_code, "headers": answer.raw_headers + raw}
+    await send({"type": f"{prefix}.start"} | head)
     await send({"type": f"{prefix}.body", "body": answer.body, "more_body": False})
 
 

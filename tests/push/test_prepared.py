@@ -29,7 +29,7 @@ def test_this_is_the_uvicorn_whose_insides_are_known() -> None:
 def bare() -> Any:
     """A socket's protocol as uvicorn makes it, before any connection."""
     loop = asyncio.new_event_loop()
-    server = server_for(feed_app(None, None))  # type: ignore[arg-type]
+    server = server_for(feed_app(None, None, None))  # type: ignore[arg-type]
     server.config.load()
     yield PreparedSocket(server.config, server.server_state, {}, loop)
     loop.close()
