@@ -26,6 +26,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from core import words
 from core.errors import Refused, Unavailable
 from core.times import US
+from core.topics import SUBMITTED
 from ingest import openapi, problems, server
 from ingest.attempts import Attempts
 from ingest.backlog import Backlog
@@ -48,6 +49,7 @@ from service import logs, tracing
 from service.health import HealthServer
 from service.tokens import TokenVerifier
 from storage.kafka.delivery import Delivery as KafkaDelivery
+from storage.kafka.log_ends import LogEnds
 from storage.postgres import definitions as stored_definitions
 from storage.postgres import reading
 from storage.postgres.receipts import Receipts as LedgerReceipts
@@ -59,6 +61,7 @@ from storage.redis.replies import Replies as RedisReplies
 from storage.standings import Standings as StoredStandings
 
 _NOTE_EVERY_S = 0.25
+_LOG_ENDS_EVERY_S = 5.0
 _PROGRESS_EVERY_S = 1.0
 _KAFKA_RETRY_S = 1.0
 _FIRST_READ_S = 2.0
@@ -292,6 +295,7 @@ async def serve(settings: Settings) -> None:
             _warm(delivery, verifier, standings, readiness),
             _watch_backlog(backlog, readiness),
             _watch_progress(backlog, pool),
+            _watch_log_ends(backlog, settings.kafka, settings.late_after_s),
         ):
             await stack.enter_async_context(_running(task))
         config = server.configure(app, settings.host, settings.http_port)
@@ -349,6 +353,31 @@ async def _watch_progress(backlog: Backlog, pool: Any) -> None:
         with contextlib.suppress(Unavailable):
             backlog.judged_up_to(await reading.progress(pool))
         await asyncio.sleep(_PROGRESS_EVERY_S)
+
+
+async def _watch_log_ends(backlog: Backlog, kafka: str, late_after_s: float) -> None:
+    """Where confirmed actions wait for long, see that their log still has them.
+
+    Twice in a row, for a broker that has just taken a log over may not know yet how far it goes.
+    """
+    short: set[int] = set()
+    while True:
+        await asyncio.sleep(_LOG_ENDS_EVERY_S)
+        before, short = short, set()
+        if not (waiting := backlog.waiting(late_after_s)):
+            continue
+        with contextlib.suppress(Unavailable):
+            ends = await asyncio.to_thread(_log_ends, kafka, set(waiting))
+            short = {partition for partition, end in ends.items() if end <= waiting[partition]}
+            backlog.ended(waiting, {partition: ends[partition] for partition in short & before})
+
+
+def _log_ends(kafka: str, partitions: set[int]) -> dict[int, int]:
+    log = LogEnds(kafka, SUBMITTED.name)
+    try:
+        return {partition: high for partition, (_, high) in log.ends(partitions).items()}
+    finally:
+        log.close()
 
 
 async def read_jwks(jwks: str) -> bytes:

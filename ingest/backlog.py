@@ -64,6 +64,8 @@ class Backlog:
             if topic != SUBMITTED.name:
                 continue
             partition = self._partitions.setdefault(number, _Partition())
+            if offset < partition.confirmed:
+                self._cut(partition, offset + 1)
             if offset > partition.confirmed:
                 # Confirmed after the last note, so none of it is older than that.
                 partition.notes.append((offset, self._noted_at_s))
@@ -72,6 +74,39 @@ class Backlog:
                     _halve(partition.notes)
         self._noted_at_s = now_s
         self._look(now_s)
+
+    def waiting(self, longer_than_s: float) -> dict[int, int]:
+        """Partitions in which a confirmed action waits for so long, with the last offset confirmed."""
+        before_s = self._clock_s() - longer_than_s
+        return {
+            number: partition.confirmed
+            for number, partition in self._partitions.items()
+            if partition.notes and partition.notes[0][1] < before_s
+        }
+
+    def ended(self, waiting: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Logs were seen to end before `ends`, after `waiting` had been confirmed: partition → offset.
+
+        What was confirmed at an end or beyond it is lost. It is said with numbers, and no longer
+        counts as waiting: nobody will ever judge it.
+        """
+        for number, confirmed in waiting.items():
+            place, end = (SUBMITTED.name, number), ends.get(number)
+            # What was confirmed meanwhile says by itself where the log stands.
+            if end is None or end > confirmed or self._acknowledged.get(place) != confirmed:
+                continue
+            metrics.LOST_RECORDS.inc(confirmed - end + 1)
+            _log.error(
+                "confirmed_records_lost",
+                topic=SUBMITTED.name,
+                partition=number,
+                confirmed=confirmed,
+                now=end - 1,
+                at_least=confirmed - end + 1,
+            )
+            self._acknowledged[place] = end - 1
+            self._cut(self._partitions[number], end)
+        self._look(self._clock_s())
 
     def judged_up_to(self, progress: Mapping[int, tuple[int, int]]) -> None:
         """Take in table `progress`: partition → (log, next offset)."""
@@ -128,6 +163,17 @@ class Backlog:
         partition.confirmed = next_offset - 1
         self._acknowledged.pop((SUBMITTED.name, number), None)
         self._drained.clear()
+
+    @staticmethod
+    def _cut(partition: _Partition, end: int) -> None:
+        """The log holds nothing at `end` and after it of what was noted there."""
+        cut = [note for note in partition.notes if note[0] >= end]
+        while partition.notes and partition.notes[-1][0] >= end:
+            partition.notes.pop()
+        if cut and (partition.notes[-1][0] if partition.notes else partition.next_offset - 1) < end - 1:
+            # Of what one note stands for, the part before the end still waits.
+            partition.notes.append((end - 1, cut[0][1]))
+        partition.confirmed = end - 1
 
     def _look(self, now_s: float) -> None:
         oldest_s = 0.0

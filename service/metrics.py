@@ -54,6 +54,11 @@ DELIVERY_SECONDS = Histogram(
     ["result"],
     buckets=_FAST_S,
 )
+LOST_RECORDS = Counter(
+    "trueboard_lost_records",
+    "Confirmed records that Kafka no longer has, at least. "
+    "Any rise means that brokers lost what they had confirmed: the log line says which.",
+)
 PRODUCERS_REPLACED = Counter(
     "trueboard_producers_replaced",
     "Kafka producers that failed for good and were replaced. "

@@ -67,7 +67,8 @@ _Report = tuple[_Request, int, KafkaError | None, str, int, int]
 class Delivery:
     """One per process; all but the poll thread belongs to the event loop that called `start`.
 
-    `acknowledged` holds, per topic and partition, the highest offset confirmed so far.
+    `acknowledged` holds, per topic and partition, the highest offset confirmed so far; a lower one
+    after it is an alarm, and takes its place.
     `extra` are librdkafka settings on top (security and the like).
     """
 
@@ -210,8 +211,13 @@ class Delivery:
         request, index, error, topic, partition, offset = report
         if error is None:
             place = (topic, partition)
-            if offset != UNKNOWN_OFFSET and offset > self.acknowledged.get(place, -1):
-                self.acknowledged[place] = offset
+            if offset != UNKNOWN_OFFSET:
+                last = line.last.get(place, -1)
+                line.last[place] = offset
+                if offset <= last:
+                    self._lost(place, last, offset)
+                elif offset > self.acknowledged.get(place, -1):
+                    self.acknowledged[place] = offset
             request.offset = offset
             self._settle(request, index, None)
             return
@@ -219,6 +225,19 @@ class Delivery:
         self._settle(request, index, _UNCONFIRMED)
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._replace(line)
+
+    def _lost(self, place: tuple[str, int], last: int, offset: int) -> None:
+        """A record was confirmed where one stood that had been confirmed before: the log lost its end."""
+        self.acknowledged[place] = offset
+        metrics.LOST_RECORDS.inc(last - offset + 1)
+        _log.error(
+            "confirmed_records_lost",
+            topic=place[0],
+            partition=place[1],
+            confirmed=last,
+            now=offset,
+            at_least=last - offset + 1,
+        )
 
     def _settle(self, request: _Request, index: int, failure: str | None) -> None:
         """Record `index` of a request has its outcome; the last one answers."""
@@ -283,6 +302,8 @@ class Delivery:
         metrics.PRODUCERS_REPLACED.inc()
         _log.error("producer_replaced")
         self._line = _Line(self._conf, self._loop, self)
+        # What it confirms was produced after all that was confirmed so far.
+        self._line.last.update(self.acknowledged)
         threading.Thread(target=line.close, args=(_DRAIN_S,), name="kafka-drain", daemon=True).start()
 
     def _say(self, event: str, **fields: Any) -> None:
@@ -298,6 +319,8 @@ class _Line:
 
     def __init__(self, conf: Mapping[str, Any], loop: asyncio.AbstractEventLoop, owner: Delivery) -> None:
         self.warm = threading.Event()
+        self.last: dict[tuple[str, int], int] = {}
+        """By topic and partition the offset confirmed last; they rise as long as the log loses nothing."""
         self._loop, self._owner = loop, owner
         self._reports: deque[_Report] = deque()
         self._woken = False

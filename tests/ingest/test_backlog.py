@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from core.errors import Unavailable
 from core.topics import SUBMITTED
 from ingest.backlog import Backlog
+from service import metrics
 from tests.ingest.world import Clock, World, bearer
 
 
@@ -168,3 +169,57 @@ async def test_when_scores_are_very_late_new_actions_are_turned_away_and_known_o
     assert batch.status_code == 503
     assert other.status_code == 422
     assert len(world.records) == 1
+
+
+def test_a_lower_offset_confirmed_is_where_the_log_stands_now() -> None:
+    here = Here()
+    here.confirm(99)
+    here.pass_time(3)
+    here.confirm(90)
+    here.pass_time(1)
+    before_s = here.backlog.oldest_s
+    here.backlog.judged_up_to({0: (1, 91)})
+
+    assert 4 <= before_s <= 4.5
+    assert here.backlog.oldest_s == 0
+
+
+def test_confirmed_actions_that_the_log_lost_are_said_and_no_longer_waited_for() -> None:
+    here = Here()
+    here.confirm(9)
+    here.pass_time(3)
+    here.confirm(19)
+    here.pass_time(3)
+    lost = metrics.LOST_RECORDS._value.get()
+    waiting = here.backlog.waiting(5)
+    here.backlog.ended(waiting, {0: 15})
+    left_s = here.backlog.oldest_s
+    here.backlog.judged_up_to({0: (1, 15)})
+
+    assert waiting == {0: 19}
+    assert metrics.LOST_RECORDS._value.get() - lost == 5
+    assert 6 <= left_s <= 6.5
+    assert here.backlog.oldest_s == 0
+    here.backlog.check()
+
+
+def test_a_log_that_holds_what_was_confirmed_or_was_written_on_meanwhile_has_lost_nothing() -> None:
+    here = Here()
+    here.confirm(19)
+    here.confirm(19, partition=1)
+    here.pass_time(6)
+    lost = metrics.LOST_RECORDS._value.get()
+    waiting = here.backlog.waiting(5)
+    here.confirm(25, partition=1)
+    here.backlog.ended(waiting, {0: 20, 1: 15})
+
+    assert metrics.LOST_RECORDS._value.get() == lost
+    assert here.backlog.waiting(5) == {0: 19, 1: 19}
+
+
+def test_a_log_is_looked_at_only_where_actions_wait_for_long() -> None:
+    here = Here()
+    here.confirm(19)
+    here.pass_time(4)
+
+    assert here.backlog.waiting(5) == {}

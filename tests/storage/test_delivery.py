@@ -455,3 +455,28 @@ async def test_a_caller_that_goes_away_disturbs_nobody(delivery):
     assert await delivery.send(TOPIC, b"k", b"v") >= 0
     await asyncio.sleep(0.2)
     assert not delivery._open
+
+
+async def test_a_confirmation_at_or_below_an_earlier_one_is_an_alarm_and_said_once(memory_kafka, delivery):
+    await delivery.send(TOPIC, b"u1", b"v")
+    ((place, offset),) = delivery.acknowledged.items()
+    line, lost = delivery._line, metrics.LOST_RECORDS._value.get()
+    request = module._Request(asyncio.get_running_loop().create_future(), 0.0, 0.0, 1, True)
+    for confirmed in (offset + 90, offset + 80, offset + 81):
+        delivery._take(line, (request, 0, None, *place, confirmed))
+
+    assert delivery.acknowledged == {place: offset + 81}
+    assert metrics.LOST_RECORDS._value.get() - lost == 11
+
+
+async def test_what_a_replaced_producer_still_confirms_is_no_alarm(memory_kafka, delivery):
+    await delivery.send(TOPIC, b"u1", b"v")
+    ((place, offset),) = delivery.acknowledged.items()
+    old, lost = delivery._line, metrics.LOST_RECORDS._value.get()
+    delivery._replace(old)
+    request = module._Request(asyncio.get_running_loop().create_future(), 0.0, 0.0, 1, True)
+    for line, confirmed in ((delivery._line, offset + 9), (old, offset + 3), (delivery._line, offset + 10)):
+        delivery._take(line, (request, 0, None, *place, confirmed))
+
+    assert delivery.acknowledged == {place: offset + 10}
+    assert metrics.LOST_RECORDS._value.get() == lost
