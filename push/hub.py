@@ -3,9 +3,9 @@
 A channel is a period. Its latest view is encoded once per dialect and the same bytes are
 written to every reader; a reader whose socket is full is left alone and gets the latest view
 when it drains, so nobody waits for it and nothing piles up for it. There is no task, queue or
-timer per reader: readers that may not be spoken to yet stand in a wheel of time slots, and one
-timer turns it. Every frame sent costs a constant amount of bookkeeping, a publication that
-nobody may receive yet costs one assignment.
+timer per reader: readers that have been sent the same stand together in a cohort, and cohorts that
+may not be spoken to yet in a wheel of time slots, which one timer turns. A frame to a reader of a
+cohort costs its write and no more, a publication that nobody may receive yet one assignment.
 
 Two kinds of dialects. Some word the latest view alone. Others word publications, which say what
 changed since the one before: there a reader that missed some gets one that covers them all, with
@@ -37,7 +37,8 @@ MARGIN_MS: Final = 3.0
 """Added to the gap between two frames, so that the reader, too, measures at least the gap."""
 
 BURST: Final = 512
-"""Readers served before the event loop gets its turn: some 5 ms of writing at 10 µs each."""
+"""Readers served before the event loop gets its turn, and most of one cohort: some 5 ms of writing at
+10 µs each. A turn may serve almost twice as many."""
 
 TOKEN_EXPIRED: Final = "token_expired"
 UNREADABLE_MESSAGE: Final = "unreadable_message"
@@ -96,7 +97,7 @@ class Chained:
 
 
 class Channel:
-    """A period and who reads it. `idle` are the readers that have seen the latest view and may be sent
+    """A period and who reads it. `idle` are the cohorts that have seen the latest view and may be sent
     the next one at once."""
 
     __slots__ = ("_encoded_at", "_frames", "_publications", "idle", "moved", "period", "readers", "sequence")
@@ -105,7 +106,7 @@ class Channel:
         self.period = period
         self.sequence = Sequence()
         self.readers: dict[Reader, None] = {}
-        self.idle: dict[Reader, None] = {}
+        self.idle: dict[Cohort, None] = {}
         self.moved: list[Callable[[], None]] = []
         """Called once each, when the period moves."""
         self._encoded_at = 0
@@ -113,21 +114,21 @@ class Channel:
         self._frames: dict[Any, tuple[bytes, bytes | None]] = {}
         self._publications: dict[int, bytes] = {}
 
-    def frame(self, reader: Reader, view: View) -> bytes:
-        """The latest view in this reader's words, encoded when the first such reader needs it."""
+    def frame(self, cohort: Cohort, view: View) -> bytes:
+        """The latest view in this cohort's words, encoded when the first such cohort needs it."""
         self._forget_older()
-        dialect = reader.dialect
+        dialect = cohort.dialect
         if isinstance(dialect, Dialect):
-            key: Any = (dialect, reader.compressed)
+            key: Any = (dialect, cohort.compressed)
         else:
-            key = (dialect, reader.compressed, reader.pace.seen, id(reader.kept))
+            key = (dialect, cohort.compressed, cohort.pace.seen, id(cohort.kept))
         known = self._frames.get(key)
         if known is None:
             if isinstance(dialect, Dialect):
                 words = dialect.frame(view)
             else:
-                words = dialect.frame(self.publication(reader.pace.seen), view.position, reader.kept)
-            known = dialect.envelope(words, reader.compressed), reader.kept
+                words = dialect.frame(self.publication(cohort.pace.seen), view.position, cohort.kept)
+            known = dialect.envelope(words, cohort.compressed), cohort.kept
             self._frames[key] = known
         return known[0]
 
@@ -150,42 +151,87 @@ class Channel:
             self._publications.clear()
 
 
-class Reader:
-    """One socket's interest in one channel. Made by `Hub.join`.
+class Cohort:
+    """Readers of one channel that are served as one: they were sent the same at the same time, so they
+    will be sent the same again.
 
-    `compressed` says that its socket takes compressed frames, `kept` is the publication it was
-    sent last, where its dialect needs that.
+    `pace` and `kept`, the publication they were sent last where their dialect needs that, are
+    theirs together. A reader with something of its own, a full socket or a notice, is a cohort
+    by itself until it has caught up: `apart` is that reader.
     """
+
+    __slots__ = ("apart", "channel", "compressed", "dialect", "kept", "pace", "queued", "readers")
+
+    def __init__(self, reader: Reader, pace: Pace, kept: bytes | None = None) -> None:
+        self.channel, self.dialect = reader.channel, reader.dialect
+        self.compressed = reader.sink.compressed
+        self.readers: dict[Reader, None] = {reader: None}
+        self.pace, self.kept = pace, kept
+        self.apart: Reader | None = None
+        self.queued = False
+
+    @property
+    def likeness(self) -> Any:
+        """Cohorts of one likeness may become one."""
+        return self.channel, self.dialect, self.compressed, self.pace.seen, id(self.kept)
+
+    @property
+    def has_notice(self) -> bool:
+        return self.apart is not None and bool(self.apart.notices)
+
+    def take(self, other: Cohort) -> None:
+        """Make the other's readers this one's."""
+        for reader in other.readers:
+            reader.cohort = self
+        self.readers.update(other.readers)
+        self.pace.next_at_ms = max(self.pace.next_at_ms, other.pace.next_at_ms)
+        other.readers = {}
+
+
+class Reader:
+    """One socket's interest in one channel. Made by `Hub.join` and `Hub.follow`."""
 
     __slots__ = (
         "after_notice",
         "channel",
-        "compressed",
+        "cohort",
         "dialect",
         "ending",
         "expires_at_s",
         "gone",
-        "kept",
         "notices",
-        "pace",
-        "queued",
         "sink",
     )
 
     def __init__(
-        self, sink: Sink, dialect: Dialect | Chained, channel: Channel, expires_at_s: float | None
+        self,
+        sink: Sink,
+        dialect: Dialect | Chained,
+        channel: Channel,
+        expires_at_s: float | None,
+        kept: bytes | None = None,
     ) -> None:
         self.sink, self.dialect, self.channel = sink, dialect, channel
         self.expires_at_s = expires_at_s
-        self.compressed = sink.compressed
-        self.kept: bytes | None = None
-        self.pace = Pace()
         # By code, so that a message repeated before it could be sent is sent once.
         self.notices: dict[str, Callable[[Position], bytes]] = {}
         self.after_notice = False
         self.ending: CloseCode | None = None
-        self.queued = False
         self.gone = False
+        self.cohort = Cohort(self, Pace(), kept)
+
+    @property
+    def pace(self) -> Pace:
+        return self.cohort.pace
+
+    def apart(self) -> Cohort:
+        """A cohort of this reader alone, as far as its old one was."""
+        cohort = self.cohort
+        if len(cohort.readers) > 1:
+            del cohort.readers[self]
+            cohort = self.cohort = Cohort(self, cohort.pace.copy(), cohort.kept)
+        cohort.apart = self
+        return cohort
 
 
 class Hub:
@@ -210,8 +256,8 @@ class Hub:
         self._gap_ms = gap_ms + MARGIN_MS if gap_ms else 0.0
         self._tick_ms = tick_ms
         self._stall_limit_ms = stall_limit_ms
-        self._due: deque[Reader] = deque()
-        self._wheel: dict[int, list[Reader]] = {}
+        self._due: deque[Cohort] = deque()
+        self._wheel: dict[int, list[Cohort]] = {}
         self._woken_at_ms = math.inf
         self._blocked: dict[Reader, None] = {}
         self._expiring: dict[Reader, None] = {}
@@ -223,8 +269,8 @@ class Hub:
         channel = self.channels.get(view.period)
         if channel is None or not channel.sequence.take(view):
             return False
-        for reader in channel.idle:
-            reader.queued = True
+        for cohort in channel.idle:
+            cohort.queued = True
         self._due.extend(channel.idle)
         channel.idle.clear()
         moved, channel.moved = channel.moved, []
@@ -241,10 +287,10 @@ class Hub:
 
     def repeat(self, period: str) -> None:
         """Send the latest view once more to every reader that may have been told of an error."""
-        for reader in list(self.channels[period].readers):
-            if isinstance(reader.dialect, Dialect) and reader.dialect.error is not None:
-                reader.pace.forget()
-                self._enqueue(reader)
+        for cohort in {reader.cohort: None for reader in self.channels[period].readers}:
+            if isinstance(cohort.dialect, Dialect) and cohort.dialect.error is not None:
+                cohort.pace.forget()
+                self._enqueue(cohort)
         self.turn()
 
     def tell(self, reader: Reader, code: str, message: str) -> None:
@@ -275,7 +321,7 @@ class Hub:
         if (welcome := dialect.welcome) is not None:
             reader.notices[_WELCOME] = lambda position: welcome(user_id, position)
         WEBSOCKET_CONNECTIONS.labels(dialect.name).inc()
-        self._enqueue(reader)
+        self._enqueue(reader.apart())
         self.turn()
         return reader
 
@@ -293,11 +339,10 @@ class Hub:
         `expires_at_s` as in `join`.
         """
         channel = self.channels[period]
-        reader = Reader(sink, dialect, channel, expires_at_s)
-        reader.kept = kept if dialect.keeps else None
+        reader = Reader(sink, dialect, channel, expires_at_s, kept if dialect.keeps else None)
         reader.pace.saw(channel.sequence.version)
         channel.readers[reader] = None
-        channel.idle[reader] = None
+        channel.idle[reader.cohort] = None
         if expires_at_s is not None:
             self._expiring[reader] = None
         return reader
@@ -307,8 +352,11 @@ class Hub:
         if reader.gone:
             return
         reader.gone = True
-        del reader.channel.readers[reader]
-        reader.channel.idle.pop(reader, None)
+        channel, cohort = reader.channel, reader.cohort
+        del channel.readers[reader]
+        del cohort.readers[reader]
+        if not cohort.readers:
+            channel.idle.pop(cohort, None)
         self._blocked.pop(reader, None)
         self._expiring.pop(reader, None)
         # A socket that speaks in publications may follow several channels: it is counted elsewhere.
@@ -324,7 +372,7 @@ class Hub:
     def block(self, reader: Reader) -> None:
         """The reader's socket takes no more bytes."""
         if not reader.gone:
-            reader.pace.block(self._clock_ms())
+            reader.apart().pace.block(self._clock_ms())
             self._blocked[reader] = None
 
     def unblock(self, reader: Reader) -> None:
@@ -332,7 +380,7 @@ class Hub:
         self._blocked.pop(reader, None)
         if not reader.gone:
             reader.pace.unblock()
-            self._enqueue(reader)
+            self._enqueue(reader.apart())
             self.turn()
 
     # Time
@@ -347,9 +395,14 @@ class Hub:
         now_ms = self._clock_ms()
         for slot in [slot for slot in self._wheel if slot * SLOT_MS <= now_ms]:
             self._due.extend(self._wheel.pop(slot))
-        merged = 0
-        for _ in range(min(len(self._due), BURST)):
-            merged += self._serve(self._due.popleft())
+        served = merged = 0
+        likes: dict[Any, Cohort] = {}
+        for _ in range(len(self._due)):
+            cohort = self._due.popleft()
+            served += len(cohort.readers)
+            merged += self._serve(cohort, likes)
+            if served >= BURST:
+                break
         if merged:
             FRAMES_MERGED.inc(merged)
         if self._due:
@@ -382,69 +435,93 @@ class Hub:
         if error is None or reader.gone or reader.ending is not None:
             return
         reader.notices.setdefault(code, lambda position: error(code, message, position))
-        self._enqueue(reader)
+        self._enqueue(reader.apart())
 
-    def _enqueue(self, reader: Reader) -> None:
-        if not reader.queued:
-            reader.queued = True
-            reader.channel.idle.pop(reader, None)
-            self._due.append(reader)
+    def _enqueue(self, cohort: Cohort) -> None:
+        if not cohort.queued:
+            cohort.queued = True
+            cohort.channel.idle.pop(cohort, None)
+            self._due.append(cohort)
 
-    def _serve(self, reader: Reader) -> int:
-        """Do what is due for one reader; how many frames it was spared by what it was sent."""
-        reader.queued = False
-        if reader.gone:
+    def _serve(self, cohort: Cohort, likes: dict[Any, Cohort]) -> int:
+        """Do what is due for one cohort; how many frames its readers were spared by what they were sent.
+
+        `likes` are the cohorts that were served in the same turn and have room.
+        """
+        cohort.queued = False
+        if not cohort.readers:
             return 0
-        pace, channel = reader.pace, reader.channel
-        # A clock read per reader: the last of a burst is written ms after the first.
+        pace, sequence = cohort.pace, cohort.channel.sequence
         now_ms = self._clock_ms()
         merged = 0
-        step = pace.step(now_ms, channel.sequence.version, has_notice=bool(reader.notices))
+        step = pace.step(now_ms, sequence.version, has_notice=cohort.has_notice)
         if step is Step.SEND:
-            merged = self._send(reader, now_ms)
-            if reader not in channel.readers:
+            merged = self._send(cohort, now_ms)
+            if not cohort.readers:
                 return merged
-            step = pace.step(now_ms, channel.sequence.version, has_notice=bool(reader.notices))
+            step = pace.step(now_ms, sequence.version, has_notice=cohort.has_notice)
         if step is Step.WAIT or step is Step.SEND:
-            reader.queued = True
-            next_at_ms = max(pace.next_at_ms, now_ms)
-            self._wheel.setdefault(math.ceil(next_at_ms / SLOT_MS), []).append(reader)
-        elif step is Step.REST:
-            channel.idle[reader] = None
+            cohort.queued = True
+            slot = math.ceil(max(pace.next_at_ms, now_ms) / SLOT_MS)
+            if not self._joined(cohort, slot, likes):
+                self._wheel.setdefault(slot, []).append(cohort)
+        elif step is Step.REST and not self._joined(cohort, None, likes):
+            cohort.channel.idle[cohort] = None
         return merged
 
-    def _send(self, reader: Reader, now_ms: float) -> int:
-        pace, channel, dialect = reader.pace, reader.channel, reader.dialect
-        if isinstance(dialect, Chained):
-            return self._send_publication(reader, dialect, now_ms)
-        behind = pace.seen != channel.sequence.version and reader.ending is None
-        # A board between two notices: who keeps causing errors still sees the board move.
-        if reader.notices and not (reader.after_notice and behind):
-            code = next(iter(reader.notices))
-            words = reader.notices.pop(code)(channel.sequence.position)
-            reader.after_notice = True
-            pace.spoke(now_ms, self._gap_ms)
-            reader.sink.write(dialect.envelope(words, False))
-            if reader.ending is not None and not reader.notices:
-                self.end(reader, reader.ending)
-            return 0
-        view = channel.sequence.latest
-        reader.after_notice = False
-        if view is not None and (pace.seen or dialect.greets_with(view)):
-            pace.spoke(now_ms, self._gap_ms)
-            reader.sink.write(channel.frame(reader, view))
-        return pace.saw(channel.sequence.version)
+    def _joined(self, cohort: Cohort, slot: int | None, likes: dict[Any, Cohort]) -> bool:
+        """Make a cohort part of one of its likeness that waits at the same place, if one has room."""
+        if cohort.apart is not None:
+            busy = cohort.has_notice or cohort.apart.ending is not None
+            if busy or cohort.pace.blocked_since_ms is not None:
+                return False
+            cohort.apart = None
+        key = (slot, cohort.likeness)
+        like = likes.get(key)
+        if like is not None and like.readers and len(like.readers) + len(cohort.readers) <= BURST:
+            like.take(cohort)
+            return True
+        likes[key] = cohort
+        return False
 
-    def _send_publication(self, reader: Reader, dialect: Chained, now_ms: float) -> int:
-        channel, pace = reader.channel, reader.pace
+    def _send(self, cohort: Cohort, now_ms: float) -> int:
+        pace, channel, dialect = cohort.pace, cohort.channel, cohort.dialect
         view = channel.sequence.latest
-        if view is None:
-            return 0
-        pace.spoke(now_ms, self._tick_ms)
-        reader.sink.write(channel.frame(reader, view))
-        if dialect.keeps:
-            reader.kept = channel.publication(pace.seen)
-        return pace.saw(channel.sequence.version)
+        if isinstance(dialect, Dialect):
+            if (reader := cohort.apart) is not None:
+                behind = pace.seen != channel.sequence.version and reader.ending is None
+                # A board between two notices: who keeps causing errors still sees the board move.
+                if reader.notices and not (reader.after_notice and behind):
+                    self._send_notice(reader, dialect, now_ms)
+                    return 0
+                reader.after_notice = False
+            gap_ms = self._gap_ms
+            if view is None or not (pace.seen or dialect.greets_with(view)):
+                return pace.saw(channel.sequence.version)
+        else:
+            gap_ms = self._tick_ms
+            if view is None:
+                return 0
+        frame = channel.frame(cohort, view)
+        if isinstance(dialect, Chained) and dialect.keeps:
+            cohort.kept = channel.publication(pace.seen)
+        merged = pace.saw(channel.sequence.version) * len(cohort.readers)
+        pace.spoke(now_ms, gap_ms)
+        # A socket that becomes full leaves its cohort while this goes on.
+        for reader in tuple(cohort.readers):
+            reader.sink.write(frame)
+        # The last was written ms after the first.
+        pace.spoke(self._clock_ms(), gap_ms)
+        return merged
+
+    def _send_notice(self, reader: Reader, dialect: Dialect, now_ms: float) -> None:
+        code = next(iter(reader.notices))
+        words = reader.notices.pop(code)(reader.channel.sequence.position)
+        reader.after_notice = True
+        reader.pace.spoke(now_ms, self._gap_ms)
+        reader.sink.write(dialect.envelope(words, False))
+        if reader.ending is not None and not reader.notices:
+            self.end(reader, reader.ending)
 
     def _wake_at(self, at_ms: float) -> None:
         if at_ms < self._woken_at_ms:

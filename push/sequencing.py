@@ -110,6 +110,13 @@ class Pace:
         self.next_at_ms = float("-inf")
         self.blocked_since_ms: float | None = None
 
+    def copy(self) -> Pace:
+        """One that begins where this one is."""
+        other = Pace()
+        other.seen, other.next_at_ms = self.seen, self.next_at_ms
+        other.blocked_since_ms = self.blocked_since_ms
+        return other
+
     def step(self, now_ms: float, version: int, *, has_notice: bool) -> Step:
         """What to do with `version` being the latest and maybe a notice waiting."""
         if version == self.seen and not has_notice:

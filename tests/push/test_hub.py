@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from prometheus_client import REGISTRY
 
 from core.words import MAIN_PERIOD
 from push.close_codes import CloseCode
-from push.hub import BURST, Dialect, Reader
+from push.hub import BURST, Dialect
 from push.protocols import leaderboard, scoreboard, scores
 from push.server import DIALECTS
 from tests.push.views import EPOCH, LATER_EPOCH, empty_view, view
@@ -151,15 +152,40 @@ def test_a_flood_costs_turns_by_time_not_by_publications() -> None:
     assert world.turns <= 1000 / 10 + 5
 
 
+def test_readers_that_were_sent_the_same_are_served_as_one() -> None:
+    world = _world(1)
+    sockets = [world.join(SCORES) for _ in range(50)]
+    world.pass_ms(500)
+    world.hub.publish(view(2))
+    world.pass_ms(500)
+
+    full, served = sockets[7].reader, len(world.hub.channels[MAIN_PERIOD].idle)
+    assert full is not None
+    world.hub.block(full)
+    world.hub.publish(view(3))
+    world.pass_ms(500)
+    world.hub.publish(view(4))
+    world.pass_ms(500)
+    world.drain(sockets[7])
+    world.pass_ms(500)
+    world.hub.publish(view(5))
+    world.pass_ms(500)
+
+    assert served == 1
+    assert _revisions(sockets[7]) == [1, 2, 4, 5]
+    assert {tuple(_revisions(socket)) for socket in sockets if socket.reader is not full} == {(1, 2, 3, 4, 5)}
+    assert len(world.hub.channels[MAIN_PERIOD].idle) == 1
+
+
 def test_a_reader_is_looked_at_once_for_every_frame_it_gets() -> None:
     world = _world(1)
     sockets = [world.join(SCORES) for _ in range(50)]
     looked_at, serve = 0, world.hub._serve
 
-    def counting(reader: Reader) -> int:
+    def counting(*arguments: Any) -> int:
         nonlocal looked_at
         looked_at += 1
-        return serve(reader)
+        return serve(*arguments)
 
     world.hub._serve = counting  # type: ignore[method-assign]
     for revision in range(2, 1002):
@@ -398,7 +424,8 @@ class AnyHistory(RuleBasedStateMachine):
         assert len(channel.readers) == open_readers
         waiting = len(hub._due) + sum(map(len, hub._wheel.values())) + len(channel.idle)
         assert waiting <= len(self.everybody)
-        assert channel.idle.keys() <= channel.readers.keys()
+        assert all(cohort.readers.keys() <= channel.readers.keys() for cohort in channel.idle)
+        assert all(reader in reader.cohort.readers for reader in channel.readers)
         assert all(len(reader.notices) <= 2 for reader in channel.readers)
 
     def teardown(self) -> None:
