@@ -23,8 +23,9 @@ from core.words import is_user_id
 from push import boards
 from push.admission import Admission, Admitted, Identity, Knock
 from push.arrival import arrived
+from push.channels import Reader
 from push.close_codes import CloseCode
-from push.hub import Hub, Reader
+from push.hub import Hub
 from push.prepared import PreparedSocket
 from push.protocols import centrifuge
 from push.protocols.centrifuge import Command, Fault

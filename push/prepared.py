@@ -22,8 +22,9 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from push import frames
+from push.channels import Reader
 from push.close_codes import OURS, CloseCode, Wording
-from push.hub import Hub, Reader
+from push.hub import Hub
 
 EXTENSION: Final = "trueboard.prepared"
 """Where an ASGI handler finds the protocol in its scope's `extensions`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from core.feed import Position, publication_words
-from push.hub import Channel
+from push.channels import Channel
 
 ONE_BY_ONE: Final = 16
 """Publications that are brought one by one; more are brought as one that covers them all."""

@@ -13,8 +13,8 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import Refused
 from core.words import MAIN_PERIOD
+from push.channels import Dialect
 from push.conversations import Conversations
-from push.hub import Dialect
 from push.prepared import Doorstep, PreparedSocket
 from push.protocols import centrifuge, leaderboard, scoreboard, scores
 from push.sockets import Sockets, refuse

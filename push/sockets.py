@@ -14,8 +14,9 @@ from typing import Any, Final
 from core.errors import Refused, Unavailable
 from push import problems
 from push.admission import Admission, Admitted, Entrance, Knock
+from push.channels import Dialect
 from push.close_codes import CloseCode
-from push.hub import UNREADABLE_MESSAGE, Dialect, Hub
+from push.hub import UNREADABLE_MESSAGE, Hub
 from push.prepared import EXTENSION, PreparedSocket
 from service import logs, tracing
 

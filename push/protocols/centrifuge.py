@@ -17,8 +17,8 @@ import msgspec
 
 from core.feed import Position
 from push import fossil
+from push.channels import Chained
 from push.frames import text_frame
-from push.hub import Chained
 
 PATH: Final = "/connection/websocket"
 NAME: Final = "centrifuge"

@@ -8,7 +8,7 @@ of them (the board is being rebuilt).
 from __future__ import annotations
 
 from core.feed import connection_success_frame, error_frame, leaderboard_frame
-from push.hub import Dialect
+from push.channels import Dialect
 
 DIALECT = Dialect(
     name="leaderboard",

@@ -7,7 +7,7 @@ when the board becomes empty.
 from __future__ import annotations
 
 from core.feed import View, scoreboard_frame
-from push.hub import Dialect
+from push.channels import Dialect
 
 
 def _worth_greeting_with(view: View) -> bool:

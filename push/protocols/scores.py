@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from core.feed import scores_frame
-from push.hub import Dialect
+from push.channels import Dialect
 
 DIALECT = Dialect(name="scores", path="/ws/scores", public=True, frame=scores_frame)

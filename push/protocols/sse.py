@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from core.feed import Position
-from push.hub import Chained
+from push.channels import Chained
 
 NAME: Final = "sse"
 MEDIA_TYPE: Final = "text/event-stream"

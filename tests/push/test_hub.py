@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from prometheus_client import REGISTRY
 
 from core.words import MAIN_PERIOD
+from push.channels import BURST, Dialect
 from push.close_codes import CloseCode
-from push.hub import BURST, Dialect
 from push.protocols import leaderboard, scoreboard, scores
 from push.server import DIALECTS
 from tests.push.views import EPOCH, LATER_EPOCH, empty_view, view

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.words import MAIN_PERIOD
+from push.channels import Dialect, Reader
 from push.close_codes import CloseCode
-from push.hub import Dialect, Hub, Reader
+from push.hub import Hub
 
 
 @dataclass(frozen=True)
