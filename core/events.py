@@ -86,7 +86,19 @@ class JudgedRecord(msgspec.Struct, omit_defaults=True):
     decision: int | msgspec.UnsetType = msgspec.UNSET
 
 
-def encode(record: BoardChanged | PlayerRecord | JudgedRecord) -> bytes:
+class ContinuesRecord(msgspec.Struct):
+    """What each partition of `leaderboard.action.judged.v1` carries where an epoch begins.
+
+    The history goes on from `continues`, (epoch, revision): records of that epoch beyond that
+    revision are void.
+    """
+
+    epoch: str
+    revision: int
+    continues: tuple[str, int]
+
+
+def encode(record: BoardChanged | PlayerRecord | JudgedRecord | ContinuesRecord) -> bytes:
     return _encode(record)
 
 

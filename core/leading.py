@@ -26,7 +26,7 @@ class Leading:
         self._capacity = capacity
         self._members = sorted(member(e.score, e.reached_at_us, e.user_id) for e in entries)
         self._entries = {e.user_id: e for e in entries}
-        self._complete = len(self._members) >= count
+        self._complete = len(self._members) >= count or len(self._members) < capacity
         self.count = count
 
     def change(self, user_id: str, after: Entry | None) -> None:
@@ -49,6 +49,6 @@ class Leading:
 
     def top(self, limit: int) -> list[Entry] | None:
         """The first `limit` entries in rank order; None if they cannot be known from here."""
-        if len(self._members) < min(limit, self.count):
+        if not self._complete and len(self._members) < min(limit, self.count):
             return None
         return [self._entries[raw[KEY_BYTES:].decode()] for raw in self._members[:limit]]

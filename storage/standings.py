@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import redis.asyncio
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -108,6 +108,7 @@ class Standings:
             max_size=connections_most,
             timeout=2.0,
             open=False,
+            connection_class=connections.Pooled,
             kwargs={
                 "application_name": f"trueboard {name}",
                 "connect_timeout": connections.CONNECT_TIMEOUT_S,
@@ -212,7 +213,11 @@ class Standings:
             await asyncio.sleep(0.05)
 
     def _show(self, period: str, page: Page) -> Page:
-        self._shown[period] = max(self._shown.get(period, ("", 0)), page.at)
+        before = self._shown.get(period, ("", 0))
+        if before[0] and page.epoch > before[0]:
+            # Another history: what was read of the one before goes with it.
+            self._periods, self._kept = frozenset(), {}
+        self._shown[period] = max(before, page.at)
         return page
 
     async def _may_be_shown(self, period: str, page: Page, wanted: tuple[str, int]) -> bool:
@@ -236,9 +241,8 @@ class Standings:
             return
 
         async def read() -> frozenset[str]:
-            with connections.unavailable():
-                async with self._connection() as connection:
-                    rows = await (await connection.execute("SELECT period FROM periods")).fetchall()
+            async with connections.reading(self.pool) as connection:
+                rows = await (await connection.execute("SELECT period FROM periods")).fetchall()
             return frozenset(row[0] for row in rows)
 
         self._periods = await self._once(("periods",), read)
@@ -263,18 +267,9 @@ class Standings:
 
     # Postgres ------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        try:
-            async with self.pool.connection() as connection:
-                yield connection
-        except PoolTimeout as error:
-            raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error
-
     async def _row(self, query: str, parameters: Sequence[Any]) -> tuple[Any, ...]:
-        with connections.unavailable():
-            async with self._connection() as connection:
-                row = await (await connection.execute(query, parameters)).fetchone()
+        async with connections.reading(self.pool) as connection:
+            row = await (await connection.execute(query, parameters)).fetchone()
         if row is None:
             raise RuntimeError("a statement that always answers with a row gave none")
         result: tuple[Any, ...] = row
@@ -302,41 +297,39 @@ class Standings:
         return await asyncio.shield(kept.reading)
 
     async def _scan_top(self, period: str) -> Page:
-        with connections.unavailable():
-            async with self._connection() as connection, connection.transaction():
-                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                page = await self._scan_position(connection, period)
-                rows = await (
-                    await connection.execute(
-                        "SELECT p.user_id, coalesce(p.username, p.user_id), e.score,"
-                        "  (extract(epoch FROM e.reached_at) * 1000000)::bigint"
-                        " FROM entries e JOIN players p USING (player)"
-                        " WHERE e.period = %s AND NOT p.hidden AND p.erased_at IS NULL"
-                        " ORDER BY e.score DESC, e.reached_at, p.user_id LIMIT %s",
-                        (period, FALLBACK_ENTRIES),
-                    )
-                ).fetchall()
+        async with connections.reading(self.pool) as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            page = await self._scan_position(connection, period)
+            rows = await (
+                await connection.execute(
+                    "SELECT p.user_id, coalesce(p.username, p.user_id), e.score,"
+                    "  (extract(epoch FROM e.reached_at) * 1000000)::bigint"
+                    " FROM entries e JOIN players p USING (player)"
+                    " WHERE e.period = %s AND NOT p.hidden AND p.erased_at IS NULL"
+                    " ORDER BY e.score DESC, e.reached_at, p.user_id LIMIT %s",
+                    (period, FALLBACK_ENTRIES),
+                )
+            ).fetchall()
         entries = [RankedEntry(rank, *row) for rank, row in enumerate(rows, 1)]
         return Page(page.epoch, page.revision, page.count, entries, page.digest, "postgres")
 
     async def _scan_player(self, period: str, user_id: str) -> tuple[Page, RankedEntry | None]:
-        with connections.unavailable():
-            async with self._connection() as connection, connection.transaction():
-                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                page = await self._scan_position(connection, period)
-                row = await (
-                    await connection.execute(
-                        "SELECT 1 + (SELECT count(*) FROM entries o JOIN players q USING (player)"
-                        "   WHERE o.period = e.period AND NOT q.hidden AND q.erased_at IS NULL"
-                        "   AND (o.score > e.score OR (o.score = e.score AND (o.reached_at < e.reached_at"
-                        "    OR (o.reached_at = e.reached_at AND q.user_id < p.user_id))))),"
-                        "  p.user_id, coalesce(p.username, p.user_id), e.score,"
-                        "  (extract(epoch FROM e.reached_at) * 1000000)::bigint"
-                        " FROM players p JOIN entries e USING (player)"
-                        " WHERE p.user_id = %s AND e.period = %s AND NOT p.hidden AND p.erased_at IS NULL",
-                        (user_id, period),
-                    )
-                ).fetchone()
+        async with connections.reading(self.pool) as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            page = await self._scan_position(connection, period)
+            row = await (
+                await connection.execute(
+                    "SELECT 1 + (SELECT count(*) FROM entries o JOIN players q USING (player)"
+                    "   WHERE o.period = e.period AND NOT q.hidden AND q.erased_at IS NULL"
+                    "   AND (o.score > e.score OR (o.score = e.score AND (o.reached_at < e.reached_at"
+                    "    OR (o.reached_at = e.reached_at AND q.user_id < p.user_id))))),"
+                    "  p.user_id, coalesce(p.username, p.user_id), e.score,"
+                    "  (extract(epoch FROM e.reached_at) * 1000000)::bigint"
+                    " FROM players p JOIN entries e USING (player)"
+                    " WHERE p.user_id = %s AND e.period = %s AND NOT p.hidden AND p.erased_at IS NULL",
+                    (user_id, period),
+                )
+            ).fetchone()
         return page, None if row is None else RankedEntry(*row)
 
     async def _scan_position(self, connection: Any, period: str) -> Page:

@@ -16,21 +16,24 @@ from mode import CrashingSupervisor
 
 from core import boards, topics
 from core.errors import Unavailable
-from service import logs
+from service import erasure_key, logs
 from service.health import HealthServer
+from storage.followers import At
+from storage.histories import Histories
 from storage.kafka.dead_letters import DeadLetters
 from storage.kafka.log_ends import LogEnds
 from storage.kafka.publishing import Publisher
 from storage.kafka.topic_ids import topic_id
 from storage.kafka.topics import verify
 from storage.postgres.attempts import Attempts
-from storage.postgres.ledger import Ledger
+from storage.postgres.ledger import Ledger, Position
 from storage.redis import boards as redis_boards
 from storage.redis.boards import BoardCopy
 from stream_app import positions
 from stream_app.agent import Stream
 from stream_app.carry_out import Judge
 from stream_app.following import Keeping, Listening, Publishing, end_all
+from stream_app.guarding import Guarding
 from stream_app.hand import Hand
 from stream_app.replying import Replier
 from stream_app.settings import Settings
@@ -64,12 +67,11 @@ async def run(settings: Settings) -> int:
         stack.push_async_callback(worker.close)
         await worker.start(stop)
         if not stop.is_set():
-            await _until(stop, worker)
+            await _until(stop, worker, settings.stuck_s)
         _log.info("stopping")
     for error in defects:
         _log.error("defect", error=type(error).__name__, exc_info=error)
     _log.info("stopped", defects=len(defects))
-        _end_after(STOP_AT_MOST_S)
     return 1 if defects else 0
 
 
@@ -106,8 +108,24 @@ class _Worker:
         keeper_redis = redis_boards.connect(settings.redis_url)
         replier = Replier(keeper_redis)
         hand = Hand()
+        self._histories = Histories(
+            postgres_url=url,
+            bootstrap=kafka,
+            kafka_kind=settings.kafka_kind,
+            redis_url=settings.redis_url,
+            erasure_key=self._erasure_key,
+        )
+        self._judging.on_lost = self._lost
+        self._compared = asyncio.Event()
+        self._guarding = Guarding(self._histories, on_defect, self._was_compared, self._epoch_began)
         copies = [
-            BoardCopy(period, postgres_url=url, client=keeper_redis, in_hand=hand.link_after)
+            BoardCopy(
+                period,
+                postgres_url=url,
+                client=keeper_redis,
+                in_hand=hand.link_after,
+                on_lost=self._histories.lost,
+            )
             for _, period in boards.MAIN.periods
         ]
         self._keeping = Keeping(
@@ -122,7 +140,7 @@ class _Worker:
         )
         self._publishing = Publishing(publisher, on_defect)
         self._followers = (self._keeping, self._publishing)
-        self._listening = Listening(url, self._followers)
+        self._listening = Listening(url, (*self._followers, self._guarding))
         self._stream = Stream(
             Judge(
                 self._judging,
@@ -131,6 +149,7 @@ class _Worker:
                 max_late_us=int(settings.max_late_s * 1e6),
                 max_early_us=int(settings.max_early_s * 1e6),
                 on_numbered=hand.expect,
+                erasure_key=self._erasure_key,
             ),
             DeadLetters(kafka),
             replier,
@@ -178,8 +197,16 @@ class _Worker:
         self._health.start()
         if not await self._topics_verified(stop):
             return
-        for thread in (*self._followers, self._listening):
+        self._loop = asyncio.get_running_loop()
+        for thread in (self._guarding, *self._followers, self._listening):
             thread.start()
+        # Nothing is judged before the ledger was compared with what it was followed by.
+        waits = [asyncio.create_task(event.wait()) for event in (self._compared, stop)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if stop.is_set():
+            return
         await self._running.enter_async_context(faust_app_running(self._app, stop_timeout=STOP_S))
         judging = asyncio.create_task(self._stream.run(lambda: self._app.consumer), name="stream")
         judging.add_done_callback(self._stream_ended)
@@ -198,6 +225,21 @@ class _Worker:
             else:
                 return True
         return False
+
+    def _erasure_key(self) -> bytes:
+        return erasure_key.read(self._settings.erasure_secret, self._settings.data_dir / "keys")
+
+    def _lost(self, position: Position) -> None:
+        self._histories.lost(At(position.epoch, position.revision, position.digest.hex()))
+
+    def _was_compared(self) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._compared.set)
+
+    def _epoch_began(self) -> None:
+        """In the guard's thread: progress may stand at earlier offsets now, also of quiet partitions."""
+        with suppress(RuntimeError):
+            asyncio.run_coroutine_threadsafe(self._app.consumer.seek_anew(), self._loop)
 
     def _stream_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -296,7 +338,9 @@ class _Worker:
             _log.warning("faust_stops_slowly")
         await asyncio.to_thread(self._stream.close)
         await asyncio.to_thread(
-            end_all, [t for t in (*self._followers, self._listening) if t.is_alive()], within_s=2.0
+            end_all,
+            [t for t in (*self._followers, self._listening, self._guarding) if t.is_alive()],
+            within_s=2.0,
         )
         self._judging.close()
         self._looking.close()

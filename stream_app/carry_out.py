@@ -32,7 +32,8 @@ from storage.postgres.ledger import (
     Progress,
     merged,
 )
-from stream_app import judging
+from stream_app import erased, judging
+from stream_app.erased import Erased
 from stream_app.hand import content_of
 from stream_app.judging import Bounds, Incoming, Person, Plan
 from stream_app.people import People, person
@@ -112,9 +113,12 @@ class Judge:
         max_late_us: int,
         max_early_us: int,
         on_numbered: Callable[[Position], None] = lambda _: None,
+        erasure_key: Callable[[], bytes] = bytes,
     ) -> None:
-        """`on_numbered` is told each revision between its numbering and its commit."""
+        """`on_numbered` is told each revision between its numbering and its commit; under
+        `erasure_key` the user ids of erased people are kept."""
         self.ledger = ledger
+        self._erased = Erased(erasure_key)
         self._on_numbered = on_numbered
         self._nobody = partial(People, most=most_people, most_rows=most_rows, slack_us=max_late_us)
         self._people = self._nobody()
@@ -175,6 +179,7 @@ class Judge:
                 )
                 for piece in slices
             }
+            incoming, redelivered = self._without_erased(batch, slices, incoming, redelivered, runs)
             people, found, fresh = self._who(batch, incoming, runs)
             involved += people
             existing = (
@@ -236,9 +241,41 @@ class Judge:
         """The rules in force; read anew, with all that depends on them, where the fence moved."""
         if self._definitions is None or self._rules is None or self._definitions.fence != batch.fence():
             self._people.clear()
+            self._erased.look(batch)
             self._definitions = definitions.load(batch)
             self._rules = Rules(self._definitions.catalogue)
         return self._rules
+
+    def _without_erased(
+        self,
+        batch: OpenBatch,
+        slices: Sequence[Slice],
+        incoming: list[Incoming],
+        redelivered: list[tuple[Slice, int]],
+        runs: dict[int, int],
+    ) -> tuple[list[Incoming], list[tuple[Slice, int]]]:
+        """Set the records of erased people aside; a redelivered one may have been judged before that."""
+        find = self._people.find
+        gone = self._erased.among(
+            batch,
+            {
+                item.record.user_id
+                for item in incoming
+                if find(item.record.user_id, item.partition, runs[item.partition]) is None
+            },
+        )
+        if not gone:
+            return incoming, redelivered
+        theirs = [item for item in incoming if item.record.user_id in gone]
+        piece_of = {piece.partition: piece for piece in slices}
+        for item in theirs:
+            piece_of[item.partition].unreadable[item.offset] = erased.REASON
+        judged = erased.judged_before(batch, theirs)
+        known = {(item.partition, item.offset) for item in theirs if item.record.action_id in judged}
+        return (
+            [item for item in incoming if item.record.user_id not in gone],
+            [(piece, offset) for piece, offset in redelivered if (piece.partition, offset) not in known],
+        )
 
     def _who(
         self, batch: OpenBatch, incoming: Sequence[Incoming], runs: dict[int, int]

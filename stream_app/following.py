@@ -143,9 +143,13 @@ class Keeping(Following):
             moved = keeper and self._stepped(copy)
             if waiting:
                 at = copy.position()
-                shown = at.revision if at is not None else 0
+                shown = (at.epoch, at.revision) if at is not None else ("", 0)
                 # Nothing left to follow: it shows all that was committed when this round began.
-                ready = [due for due in waiting if (keeper and not moved) or due.judged_revision <= shown]
+                ready = [
+                    due
+                    for due in waiting
+                    if (keeper and not moved) or (due.epoch, due.judged_revision) <= shown
+                ]
                 if ready:
                     self._replier.send(ready)
                     answered = set(map(id, ready))
@@ -157,7 +161,9 @@ class Keeping(Following):
     def _is_keeper(self) -> bool:
         with connections.unavailable():
             if self._lock is None or self._lock.closed:
-                self._lock = connections.connect(self._url, name="boards", autocommit=True)
+                self._lock = connections.connect(
+                    self._url, name="boards", autocommit=True, before_compared=True
+                )
             try:
                 row = self._lock.execute(
                     "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
@@ -201,7 +207,7 @@ class Listening(threading.Thread):
         while not self._ended.is_set():
             try:
                 with connections.connect(
-                    self._url, name="listen", autocommit=True, timeout_ms=0
+                    self._url, name="listen", autocommit=True, timeout_ms=0, before_compared=True
                 ) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
                     self._wake()

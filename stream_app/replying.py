@@ -96,7 +96,7 @@ class Replier:
                         row.points,
                         reason,
                         row.revision,
-                        "",
+                        row.epoch,
                         now_s,
                     )
                 )
@@ -120,6 +120,8 @@ class Replier:
     def send(self, due: Sequence[Due]) -> None:
         """Answer these; the copy shows all of them.
 
+        One judged in a history that was lost is not answered: whoever waits looks into the ledger.
+
         Raises:
             Unavailable: no Redis, or no copy.
         """
@@ -131,7 +133,8 @@ class Replier:
                     keys=list(keys.board(words.MAIN_PERIOD)), args=[item.user_id for item in part]
                 )
             for index, item in enumerate(part):
-                messages[item.instance].append(_answer(item, raw, index))
+                if raw is None or raw[0].decode() <= item.epoch:
+                    messages[item.instance].append(_answer(item, raw, index))
         with unavailable():
             for instance, judged in messages.items():
                 self._redis.execute_command(  # type: ignore[no-untyped-call]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from service.settings import DEFAULT_DATA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,13 @@ class Settings:
 
     kafka_kind: str = "external"
     """`jvm`, `external` or `memory`."""
+
+    erasure_secret: str = ""
+    """Secret under which the user ids of erased people are kept as hashes: one for the ledger, for ever.
+    Empty: made in the data directory."""
+
+    data_dir: Path = Path(DEFAULT_DATA)
+    """Where that secret is made, if none is given; nothing else is kept there."""
 
     metrics_port: int = 0
     """Loopback port of metrics and health; 0 chooses a free one."""

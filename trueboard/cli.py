@@ -22,6 +22,8 @@ _COMMANDS: Final = {
     "simulate": ("trueboard.simulate", "Send seeded traffic and account for every action of it."),
     "replay": ("trueboard.replay", "Replay a history that exists, as that of a git repository."),
     "verify": ("trueboard.verify", "Recount the ledger and compare everything that follows it."),
+    "new-epoch": ("trueboard.new_epoch", "Say that the ledger lost revisions, and go on in a new epoch."),
+    "resume-partition": ("trueboard.resume", "Tell a partition that the stream has stopped to go on."),
     "doctor": ("trueboard.doctor", "Look at what runs, what answers, and which settings hold."),
 }
 

@@ -43,6 +43,9 @@ class SetupSettings:
     topics: Literal["make", "verify"] = "make"
     """`verify` where somebody else makes them, as an operator in Kubernetes does."""
 
+    erasure_secret: str = ""
+    """As of `stream_app`: the same for all that erase."""
+
     catalogue: Path | None = None
     """Action types, points and limits (TOML); by default those of the package."""
 
@@ -117,8 +120,22 @@ def _schema(settings: SetupSettings) -> None:
 
 
 def _definitions(settings: SetupSettings) -> None:
+    from service import erasure_key
+    from storage.histories import Histories
     from storage.postgres import definitions
 
+    # A restored ledger begins its new epoch before anything is written into it.
+    histories = Histories(
+        postgres_url=settings.postgres_url,
+        bootstrap=settings.kafka,
+        kafka_kind=KIND,
+        redis_url=None,
+        erasure_key=lambda: erasure_key.read(settings.erasure_secret, data_directory(os.environ) / "keys"),
+    )
+    try:
+        histories.settle()
+    finally:
+        histories.close()
     definitions.apply(settings.postgres_url, _catalogue(settings.catalogue))
 
 

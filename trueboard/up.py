@@ -74,6 +74,23 @@ class SetUp:
 
         migrate.apply(postgres_url)
 
+    def history(self, postgres_url: str, bootstrap: str, redis_url: str, *, kind: str, keys: Path) -> None:
+        """Compare a ledger that may have been restored with what followed it, before it is written."""
+        from service import erasure_key
+        from storage.histories import Histories
+
+        histories = Histories(
+            postgres_url=postgres_url,
+            bootstrap=bootstrap,
+            kafka_kind=kind,
+            redis_url=redis_url,
+            erasure_key=lambda: erasure_key.read(os.environ.get("TRUEBOARD_ERASURE_SECRET", ""), keys),
+        )
+        try:
+            histories.settle()
+        finally:
+            histories.close()
+
     def definitions(self, postgres_url: str, catalogue_toml: bytes) -> None:
         """Make the catalogue and the default board hold."""
         from storage.postgres import definitions
@@ -353,6 +370,13 @@ class Stack:
             body = remembered.read_bytes()
         else:
             body = (importlib.resources.files("core") / "catalogue.toml").read_bytes()
+        self._set_up.history(
+            self._postgres_url(),
+            self._bootstrap(),
+            self._redis_url(),
+            kind=self._kafka_kind,
+            keys=self._data / "keys",
+        )
         self._set_up.definitions(self._postgres_url(), body)
         if self._options.catalogue is not None:
             fresh = remembered.with_suffix(".new")

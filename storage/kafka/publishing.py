@@ -23,9 +23,9 @@ from core.ranking import Entry
 from core.times import format_us
 from storage.followers import At
 from storage.kafka.topic_ids import topic_id
-from storage.postgres import arrays, connections, contents
+from storage.postgres import arrays, connections, contents, deltas
 from storage.postgres.connections import PUBLISHER_LOCK, Connection
-from storage.postgres.contents import Content
+from storage.postgres.contents import Content, PersonRow
 
 SAVE_EVERY_S: Final = 1.0
 FLUSH_S: Final = 10.0
@@ -57,6 +57,7 @@ class Publisher:
         self._producer: Producer | None = None
         self._failed: list[str] = []
         self._at: At | None = None
+        self._epoch = ""
         self._topic_ids: dict[str, str] = {}
         self._leading: dict[str, Leading] = {}
         self._saved_at_s = 0.0
@@ -98,7 +99,8 @@ class Publisher:
             sent = 0
             while sent < contents.MOST_ROWS:
                 content = self._in_hand(self._at.revision + 1)
-                if content is None:
+                if content is None or not content.at.epoch == self._at.epoch == self._epoch:
+                    # What a lost history had under this number, or where an epoch begins.
                     break
                 self._send(content)
                 sent += len(content.rows) + 1
@@ -145,6 +147,7 @@ class Publisher:
             )
             saved = cursor.fetchone()
             self._topic_ids = ids
+            self._epoch = deltas.epoch(cursor)
             if saved is None or saved[2] != ids:
                 self._at = At("", 0, "")
             else:
@@ -202,22 +205,20 @@ class Publisher:
         epoch, revision = content.at.epoch, content.at.revision
         committed_at = format_us(content.committed_us)
         try:
+            if content.continues is not None:
+                self._send_continues(content, content.continues, committed_at)
             for person in content.people:
-                event_id = f"{person.pid}/{revision}"
+                event_id = f"{person.pid}/{epoch}/{revision}"
                 produce(
                     topics.PLAYER.name,
                     key=person.pid,
-                    value=events.encode(
-                        events.PlayerRecord(
-                            person.pid, person.user_id, person.username or person.user_id, person.hidden
-                        )
-                    ),
+                    value=_player(person),
                     headers=events.headers(
                         topics.PLAYER, event_id, committed_at, events.derived_traceparent(event_id)
                     ),
                 )
             for row in content.rows:
-                event_id = f"{row.pid}/{row.action_id}/{row.seq}"
+                event_id = f"{row.pid}/{row.action_id}/{row.seq}/{epoch}"
                 received_at = format_us(row.received_us)
                 produce(
                     topics.JUDGED.name,
@@ -251,6 +252,25 @@ class Publisher:
         except KafkaException as error:
             raise Unavailable(f"Kafka: {error}") from error
         self._at = content.at
+        self._epoch = max(self._epoch, content.at.epoch)
+
+    def _send_continues(self, content: Content, continues: tuple[str, int], committed_at: str) -> None:
+        """Say on every partition of the judged topic that another epoch begins, and from where."""
+        assert self._producer is not None
+        value = events.encode(events.ContinuesRecord(content.at.epoch, content.at.revision, continues))
+        listed = self._producer.list_topics(topics.JUDGED.name, timeout=FLUSH_S).topics[topics.JUDGED.name]
+        if listed.error is not None:
+            raise KafkaException(listed.error)
+        for partition in sorted(listed.partitions):
+            event_id = f"{content.at.epoch}/{content.at.revision}/{partition}"
+            self._producer.produce(
+                topics.JUDGED.name,
+                partition=partition,
+                value=value,
+                headers=events.headers(
+                    topics.JUDGED, event_id, committed_at, events.derived_traceparent(event_id)
+                ),
+            )
 
     def _send_periods(self, content: Content, committed_at: str) -> None:
         assert self._producer is not None
@@ -262,7 +282,12 @@ class Publisher:
                 leading = self._load(period, revision - 1)
             leading.count = part.link.count
             changed = []
+            if any(not change.user_id for change in part.changes):
+                # Who was erased has no id to be found under.
+                leading = self._load(period, revision)
             for change in part.changes:
+                if not change.user_id:
+                    continue
                 name = change.username or change.user_id
                 score, reached_us = change.new_score, change.new_reached_us
                 if score is None or reached_us is None or not change.visible:
@@ -327,3 +352,12 @@ class Publisher:
         with connections.unavailable():
             with self._connection.transaction(), self._connection.cursor(binary=True) as cursor:
                 yield cursor
+
+
+def _player(person: PersonRow) -> bytes | None:
+    """A person's record; None for one who is erased."""
+    if person.user_id is None:
+        return None
+    return events.encode(
+        events.PlayerRecord(person.pid, person.user_id, person.username or person.user_id, person.hidden)
+    )

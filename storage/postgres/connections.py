@@ -1,16 +1,19 @@
 """Connections to Postgres, and what its errors mean for the caller.
 
 Every writer's transaction is ended by the server after `TRANSACTION_TIMEOUT_MS`, so that a
-paused owner frees what it holds.
+paused owner frees what it holds. Nobody reads or writes over a connection before the ledger behind
+it was compared with what follows it (`storage.histories`): once per connection, since a ledger is
+restored only under a server that starts anew or into tables made anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from core.errors import Unavailable
 
@@ -29,18 +32,103 @@ PUBLISHER_LOCK: Final = 0x7B00_0003
 BOARDS_LOCK: Final = 0x7B00_0004
 """A session's: whoever holds it keeps the Redis boards."""
 
+COMPARING_LOCK: Final = 0x7B00_0005
+"""A session's: whoever holds it compares the ledger with what follows it, and begins new epochs."""
+
 CHANNEL: Final = "trueboard_revisions"
 """LISTEN here to be woken by commits."""
+
+INCARNATION: Final = """
+    CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE concat_ws('/',
+        (SELECT system_identifier FROM pg_control_system()),
+        left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+        (SELECT oid FROM pg_database WHERE datname = current_database()),
+        pg_relation_filenode('revisions')) END
+"""
+"""SQL: the run of the server, its timeline, and the very table; another one where a ledger was restored."""
+
+_IS_COMPARED: Final = f"""
+SELECT i.incarnation = 'standby' OR i.incarnation = c.incarnation AND NOT c.erasures_due
+    OR NOT EXISTS (SELECT FROM epochs)
+FROM compared c, (SELECT {INCARNATION} AS incarnation) i
+"""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
-def connect(url: str, *, name: str, autocommit: bool = False, timeout_ms: int | None = None) -> Connection:
+class NotCompared(Unavailable):
+    """Nobody has seen yet whether this ledger lost revisions that others were shown."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Postgres was started anew: the ledger is being compared with what follows it",
+            code="board_rebuilding",
+            retry_after_s=1,
+        )
+
+
+def connect(
+    url: str,
+    *,
+    name: str,
+    autocommit: bool = False,
+    timeout_ms: int | None = None,
+    before_compared: bool = False,
+) -> Connection:
     """A connection whose transactions end after `timeout_ms` (default: the writers' 5 s; 0: never).
 
+    `before_compared` is for those who compare, and for looking on.
+
     Raises:
+        NotCompared: the ledger must be compared with what follows it first.
         Unavailable: the server does not answer or does not let us in.
     """
+    connection = _connect(url, name=name, autocommit=autocommit, timeout_ms=timeout_ms)
+    if before_compared:
+        return connection
+    try:
+        with unavailable(), schema_awaited():
+            row = connection.execute(_IS_COMPARED).fetchone()
+            if not autocommit:
+                connection.rollback()
+        if row is None or not row[0]:
+            raise NotCompared
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Pooled(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A reader's connection; asks once whether its ledger was compared."""
+
+    compared = False
+
+
+@asynccontextmanager
+async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
+    """A connection of a pool of readers (`connection_class` being `Pooled`).
+
+    Raises:
+        Unavailable: no Postgres, or a ledger that has to be compared first.
+    """
+    try:
+        with unavailable():
+            async with pool.connection() as connection:
+                if not getattr(connection, "compared", False):
+                    with schema_awaited():
+                        row = await (await connection.execute(_IS_COMPARED)).fetchone()
+                    if row is None or not row[0]:
+                        raise NotCompared
+                    if isinstance(connection, Pooled):
+                        connection.compared = True
+                yield connection
+    except PoolTimeout as error:
+        raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error
+
+
+def _connect(url: str, *, name: str, autocommit: bool, timeout_ms: int | None) -> Connection:
     limit_ms = TRANSACTION_TIMEOUT_MS if timeout_ms is None else timeout_ms
     with unavailable():
         return psycopg.connect(
@@ -71,6 +159,15 @@ def unavailable() -> Iterator[None]:
         if passes(error):
             raise Unavailable(f"Postgres: {state or type(error).__name__}: {error}") from error
         raise
+
+
+@contextmanager
+def schema_awaited() -> Iterator[None]:
+    """Turn a schema that is not there into Unavailable: whoever sets up may be at it."""
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise Unavailable(f"Postgres holds no ledger of this version yet: {error}") from error
 
 
 def passes(error: psycopg.Error) -> bool:

@@ -34,8 +34,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class PersonRow(msgspec.Struct, frozen=True, gc=False):
+    """`user_id` is None for one who is erased."""
+
     pid: str
-    user_id: str
+    user_id: str | None
     username: str | None
     hidden: bool
 
@@ -51,7 +53,10 @@ class PeriodChange(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Content:
-    """One revision. `traceparent` is that of a request that led to it, where it is known."""
+    """One revision. `traceparent` is that of a request that led to it, where it is known.
+
+    `continues` is where the history goes on from, if an epoch begins with this revision.
+    """
 
     at: At
     committed_us: int
@@ -59,6 +64,7 @@ class Content:
     people: list[PersonRow] = field(default_factory=list)
     periods: list[PeriodChange] = field(default_factory=list)
     traceparent: str | None = None
+    continues: tuple[str, int] | None = None
 
 
 def read(cursor: psycopg.Cursor[tuple[Any, ...]], after: int, *, most: int = MOST_ROWS) -> list[Content]:
@@ -69,18 +75,21 @@ def read(cursor: psycopg.Cursor[tuple[Any, ...]], after: int, *, most: int = MOS
     cursor.execute(
         "SELECT r.revision, r.epoch, encode(r.digest, 'hex'), r.committed_at, r.batch,"
         "  coalesce((SELECT sum(cardinality(players)) FROM deltas d WHERE d.revision = r.revision), 0)"
-        "   ::bigint"
-        " FROM revisions r WHERE r.revision > %s ORDER BY r.revision LIMIT 200",
+        "   ::bigint, e.continues_epoch, e.continues_revision"
+        " FROM revisions r LEFT JOIN epochs e ON r.cause = 'new_epoch' AND e.epoch = r.epoch"
+        " WHERE r.revision > %s ORDER BY r.revision LIMIT 200",
         (after,),
     )
     contents: list[Content] = []
     batches: dict[int, Content] = {}
     size = 0
-    for revision, epoch, digest, committed_us, batch, changes in cursor.fetchall():
+    for revision, epoch, digest, committed_us, batch, changes, *from_ in cursor.fetchall():
         size += changes
         if contents and size > most:
             break
         content = Content(At(epoch, revision, digest), committed_us)
+        if from_[0] is not None:
+            content.continues = (from_[0], from_[1])
         contents.append(content)
         batches[batch] = content
     if not contents:
@@ -117,7 +126,7 @@ def _read_people(
         "SELECT c.revision, p.pid::text, p.user_id, p.username, p.hidden"
         " FROM people_changed c CROSS JOIN LATERAL unnest(c.players) u(player)"
         " CROSS JOIN LATERAL (SELECT * FROM players WHERE player = u.player) p"
-        " WHERE c.revision BETWEEN %s AND %s AND p.erased_at IS NULL ORDER BY c.revision, p.player",
+        " WHERE c.revision BETWEEN %s AND %s ORDER BY c.revision, p.player",
         (first, last),
     )
     for revision, *person in cursor.fetchall():

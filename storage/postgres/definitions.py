@@ -6,7 +6,6 @@ version.
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,11 +14,11 @@ import msgspec
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from core import boards, catalogue, digest, ids
+from core import boards, catalogue, digest
 from core.boards import Board
 from core.catalogue import Catalogue
 from core.errors import Refused, Unavailable
-from storage.postgres import connections
+from storage.postgres import connections, epochs
 from storage.postgres.ledger import Ledger, OpenBatch, empty_delta
 
 TRIES: Final = 30
@@ -39,6 +38,7 @@ def apply(url: str, catalogue_toml: bytes) -> None:
     """Put a catalogue in force, and on a fresh ledger the epoch and the board `main` before it.
 
     Nothing is written where it is in force already. Waits for running batches up to `TRIES` s.
+    A ledger that may have lost revisions is compared first (`storage.histories`), by the caller.
 
     Raises:
         Refused: the text is no catalogue, or its version is known with another content or was
@@ -46,7 +46,7 @@ def apply(url: str, catalogue_toml: bytes) -> None:
         Unavailable: no Postgres, or batches that do not end.
     """
     wanted = catalogue.read(catalogue_toml)
-    ledger = Ledger(url, name="definitions")
+    ledger = Ledger(url, name="definitions", before_compared=True)
     try:
         with ledger.connection.transaction():
             if _in_force(ledger.connection.cursor(binary=True), wanted):
@@ -87,10 +87,9 @@ async def current_catalogue_async(pool: AsyncConnectionPool[Any]) -> Catalogue:
     Raises:
         Unavailable: nothing is in force yet, or no Postgres.
     """
-    with connections.unavailable():
-        async with pool.connection() as connection:
-            cursor = await connection.execute("SELECT body FROM catalogues ORDER BY revision DESC LIMIT 1")
-            row = await cursor.fetchone()
+    async with connections.reading(pool) as connection:
+        cursor = await connection.execute("SELECT body FROM catalogues ORDER BY revision DESC LIMIT 1")
+        row = await cursor.fetchone()
     if row is None:
         raise Unavailable("no catalogue is in force yet")
     return catalogue.from_body(row[0])
@@ -124,7 +123,7 @@ def _write(ledger: Ledger, wanted: Catalogue) -> None:
             return
         leaves = [digest.catalogue_leaf(wanted.version, wanted.sha256)]
         deltas = []
-        _begin_history(batch)
+        epochs.begin_history(batch)
         if batch.execute("SELECT 1 FROM boards").fetchone() is None:
             main = boards.MAIN
             leaves.append(digest.definition_leaf(main.board, main.version, main.sha256))
@@ -151,15 +150,3 @@ def _write(ledger: Ledger, wanted: Catalogue) -> None:
                     "INSERT INTO periods (period, board, \"window\", state) VALUES (%s, %s, %s, 'open')",
                     (period, main.board, window),
                 )
-
-
-def _begin_history(batch: OpenBatch) -> None:
-    """The first epoch of a fresh ledger, tied to the server that holds it."""
-    if batch.execute("SELECT 1 FROM epochs").fetchone() is None:
-        epoch = ids.ulid(time.time_ns() // 1000, secrets.token_bytes(10))
-        batch.execute(
-            "INSERT INTO epochs (epoch, system_identifier, timeline)"
-            " SELECT %s, s.system_identifier::text, c.timeline_id"
-            " FROM pg_control_system() s, pg_control_checkpoint() c",
-            (epoch,),
-        )

@@ -33,7 +33,8 @@ class Link(msgspec.Struct, frozen=True, gc=False):
 class Change(msgspec.Struct, gc=False):
     """One player over a stretch of revisions: what it was before them and is after them.
 
-    Scores and instants (µs) are None where there is no entry.
+    Scores and instants (µs) are None where there is no entry. `user_id` is the empty one for a
+    player who was erased meanwhile.
     """
 
     player: int
@@ -44,6 +45,12 @@ class Change(msgspec.Struct, gc=False):
     old_reached_us: int | None
     new_score: int | None
     new_reached_us: int | None
+
+
+def epoch(cursor: psycopg.Cursor[tuple[Any, ...]]) -> str:
+    """The present epoch; the empty string before the first."""
+    row = cursor.execute("SELECT coalesce(max(epoch), '') FROM epochs").fetchone()
+    return "" if row is None else str(row[0])
 
 
 def head(cursor: psycopg.Cursor[tuple[Any, ...]], period: str) -> Link | None:
@@ -95,7 +102,7 @@ def changes_between(
     Names and visibility are the latest.
     """
     cursor.execute(
-        "SELECT u.player, p.user_id, p.username, NOT p.hidden AND p.erased_at IS NULL,"
+        "SELECT u.player, coalesce(p.user_id, ''), p.username, NOT p.hidden AND p.erased_at IS NULL,"
         "  u.old_score, u.old_reached, u.new_score, u.new_reached"
         " FROM deltas d CROSS JOIN LATERAL unnest(d.players, d.old_scores, d.old_reached, d.new_scores,"
         "  d.new_reached) WITH ORDINALITY u(player, old_score, old_reached, new_score, new_reached, place)"
@@ -128,7 +135,7 @@ def entries_page(
 ) -> tuple[list[EntryRow], int]:
     """Visible entries by player, and the last player looked at (0: there were no more)."""
     cursor.execute(
-        "SELECT e.player, p.user_id, p.username, e.score, e.reached_at,"
+        "SELECT e.player, coalesce(p.user_id, ''), p.username, e.score, e.reached_at,"
         "  NOT p.hidden AND p.erased_at IS NULL"
         " FROM (SELECT * FROM entries WHERE period = %s AND player > %s ORDER BY player LIMIT %s) e"
         " JOIN players p USING (player) ORDER BY e.player",

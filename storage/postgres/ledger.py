@@ -9,7 +9,7 @@ it waits for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -116,10 +116,14 @@ class DeltaColumns:
     def __len__(self) -> int:
         return arrays.length(self.players)
 
+    def whom(self) -> list[int]:
+        """The players, decoded."""
+        return list(arrays.present(self.players))
+
 
 @dataclass(frozen=True, slots=True)
 class JudgedRow:
-    """What the ledger says of one action, for whoever asks again."""
+    """What the ledger says of one action, for whoever asks again; `epoch` is that in which it said so."""
 
     user_id: str
     action_id: str
@@ -131,6 +135,7 @@ class JudgedRow:
     fingerprint: str
     received_us: int
     revision: int
+    epoch: str
 
 
 def empty_delta(period: str) -> DeltaColumns:
@@ -166,21 +171,47 @@ def merged(period: str, deltas: Sequence[DeltaColumns]) -> DeltaColumns:
 class Ledger:
     """A writer's connection. One transaction at a time; not shared between threads."""
 
-    def __init__(self, url: str, *, name: str) -> None:
-        self._url, self._name = url, name
+    def __init__(self, url: str, *, name: str, before_compared: bool = False) -> None:
+        """`before_compared` as in `connections.connect`."""
+        self._url, self._name, self._before_compared = url, name, before_compared
         self._connection: Connection | None = None
+        self._last: Position | None = None
+        self.on_lost: Callable[[Position], None] = lambda _: None
+        """Told of a revision that was committed here, and is not in the ledger any more."""
 
     @property
     def connection(self) -> Connection:
         """The open connection; made anew after a failure.
 
         Raises:
-            Unavailable: the server does not answer.
+            Unavailable: the server does not answer, or its ledger lacks what was committed here.
         """
         if self._connection is None or self._connection.closed:
-            self._connection = connections.connect(self._url, name=self._name)
-            arrays.register(self._connection.adapters)
+            connection = connections.connect(
+                self._url, name=self._name, before_compared=self._before_compared
+            )
+            try:
+                self._see_that_nothing_is_lost(connection)
+            except BaseException:
+                connection.close()
+                raise
+            arrays.register(connection.adapters)
+            self._connection = connection
         return self._connection
+
+    def _see_that_nothing_is_lost(self, connection: Connection) -> None:
+        if self._last is None:
+            return
+        last = self._last
+        with connections.unavailable(), connection.transaction():
+            row = connection.execute(
+                "SELECT EXISTS (SELECT FROM revisions WHERE revision = %s AND epoch = %s AND digest = %s)"
+                " OR %s < (SELECT max(epoch) FROM epochs)",
+                (last.revision, last.epoch, last.digest, last.epoch),
+            ).fetchone()
+        if row is None or not row[0]:
+            self.on_lost(last)
+            raise Unavailable(f"revision {last.revision} of epoch {last.epoch} is not in the ledger any more")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -203,7 +234,9 @@ class Ledger:
                 (list(partitions),),
             )
             progress = {row[0]: Progress(row[1], row[2], row[3]) for row in cursor.fetchall()}
-            yield OpenBatch(cursor, progress)
+            batch = OpenBatch(cursor, progress)
+            yield batch
+        self._last = batch.appended or self._last
 
     @contextmanager
     def exclusive(self) -> Iterator[OpenBatch]:
@@ -215,8 +248,20 @@ class Ledger:
         with self._transaction() as cursor:
             cursor.execute(f"SET LOCAL lock_timeout = {EXCLUSIVE_WAIT_MS}")
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", (PLAN_LOCK,))
-            yield OpenBatch(cursor, {})
+            batch = OpenBatch(cursor, {})
+            yield batch
             cursor.execute("UPDATE fence SET version = version + 1")
+        self._last = batch.appended or self._last
+
+    @contextmanager
+    def looking(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
+        """A transaction that only reads.
+
+        Raises:
+            Unavailable: no server.
+        """
+        with self._transaction() as cursor:
+            yield cursor
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
@@ -235,8 +280,9 @@ class OpenBatch:
     """The steps of one open transaction, to be taken in the order they stand here."""
 
     def __init__(self, cursor: psycopg.Cursor[tuple[Any, ...]], progress: dict[int, Progress]) -> None:
-        self._cursor = cursor
+        self._cursor = self.cursor = cursor
         self.progress = progress
+        self.appended: Position | None = None
 
     # Which log -----------------------------------------------------------------------------
 
@@ -530,7 +576,8 @@ class OpenBatch:
             # As text: int8[] comes undecoded on this connection.
             for period, previous, count in zip(row[5], row[6], row[7], strict=True):
                 links[period] = (int(previous), int(count))
-        return Appended(Position(row[0], row[1], bytes(row[2])), row[3], links)
+        self.appended = Position(row[0], row[1], bytes(row[2]))
+        return Appended(self.appended, row[3], links)
 
     # Plumbing ------------------------------------------------------------------------------
 
@@ -627,7 +674,7 @@ WITH changed AS (
 
 _JUDGED: Final = """
 SELECT k.user_id, k.action_id, p.player, l.type, l.verdict, l.reason, l.points, l.fingerprint,
-    l.received_at, r.revision
+    l.received_at, r.revision, (SELECT max(epoch) FROM epochs)
 FROM unnest(%s::text[], %s::text[]) k(user_id, action_id)
 CROSS JOIN LATERAL (SELECT player FROM players WHERE user_id = k.user_id) p
 CROSS JOIN LATERAL (

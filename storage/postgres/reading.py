@@ -5,13 +5,11 @@ All of it by short read-only statements over a pool of autocommit connections (`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from core import boards
 from core.errors import Unavailable
@@ -61,7 +59,7 @@ async def progress(pool: AsyncConnectionPool[Any]) -> dict[int, tuple[int, int]]
     Raises:
         Unavailable: no Postgres.
     """
-    async with _connection(pool) as connection:
+    async with connections.reading(pool) as connection:
         cursor = await connection.execute("SELECT partition, log, next_offset FROM progress")
         return {partition: (log, next_offset) for partition, log, next_offset in await cursor.fetchall()}
 
@@ -72,7 +70,7 @@ async def fence(pool: AsyncConnectionPool[Any]) -> int:
     Raises:
         Unavailable: no Postgres, or nothing in it yet.
     """
-    async with _connection(pool) as connection:
+    async with connections.reading(pool) as connection:
         cursor = await connection.execute("SELECT version FROM fence")
         row = await cursor.fetchone()
     if row is None:
@@ -86,7 +84,7 @@ async def public_boards(pool: AsyncConnectionPool[Any]) -> frozenset[str]:
     Raises:
         Unavailable: no Postgres.
     """
-    async with _connection(pool) as connection:
+    async with connections.reading(pool) as connection:
         cursor = await connection.execute(
             "SELECT DISTINCT ON (board) definition, version FROM boards ORDER BY board, version DESC"
         )
@@ -107,7 +105,7 @@ async def past_page(
         Unavailable: no Postgres.
     """
     user_id, score, reached_at_us = read_member(after)
-    async with _connection(pool) as connection, connection.transaction():
+    async with connections.reading(pool) as connection, connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         cursor = await connection.execute(
             "SELECT EXISTS (SELECT FROM revisions WHERE revision = %(revision)s AND epoch = %(epoch)s),"
@@ -130,13 +128,3 @@ async def past_page(
             },
         )
         return [PastEntry(*found) for found in await cursor.fetchall()]
-
-
-@asynccontextmanager
-async def _connection(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
-    try:
-        with connections.unavailable():
-            async with pool.connection() as connection:
-                yield connection
-    except PoolTimeout as error:
-        raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error

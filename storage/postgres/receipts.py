@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
-from core.errors import Unavailable
 from core.receipts import Judged, Reason
 from core.times import format_us
 from storage.postgres import connections
@@ -39,13 +38,9 @@ class Receipts:
         Raises:
             Unavailable: no Postgres.
         """
-        try:
-            with connections.unavailable():
-                async with self._pool.connection() as connection:
-                    cursor = await connection.execute(_FIND, {"action_id": action_id, "user_id": user_id})
-                    row = await cursor.fetchone()
-        except PoolTimeout as error:
-            raise Unavailable(f"Postgres: {error}") from error
+        async with connections.reading(self._pool) as connection:
+            cursor = await connection.execute(_FIND, {"action_id": action_id, "user_id": user_id})
+            row = await cursor.fetchone()
         if row is None:
             return None
         return Judged(

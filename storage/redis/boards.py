@@ -19,14 +19,16 @@ import psycopg
 import redis
 from redis.exceptions import RedisError
 
+from core import ids
 from core.errors import Unavailable
 from core.ranking import order_key
 from service import metrics
 from storage.followers import At
-from storage.postgres import arrays, connections, deltas
+from storage.postgres import arrays, connections, deltas, epochs
 from storage.postgres.connections import Connection
 from storage.postgres.contents import PeriodChange
 from storage.postgres.deltas import Change, EntryRow, Link
+from storage.postgres.ledger import Ledger
 from storage.redis import keys, scripts
 from storage.redis.packing import pack
 
@@ -37,7 +39,11 @@ LIFETIME_S: Final = 60
 """How long an unfinished build is kept after its builder was last heard of."""
 
 
-_FORMS: Final = (re.compile(rb"[0-9a-z]{26}"), re.compile(rb"[0-9]{1,18}"), re.compile(rb"[0-9a-f]{64}"))
+_FORMS: Final = (
+    re.compile(ids.EPOCH.pattern.encode()),
+    re.compile(rb"[0-9]{1,18}"),
+    re.compile(rb"[0-9a-f]{64}"),
+)
 """Epoch, revision and digest: what is written otherwise was written by somebody else."""
 
 
@@ -59,6 +65,19 @@ def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
     )
 
 
+def position_of(client: redis.Redis, period: str) -> At | None:
+    """Where a period's copy stands; None where there is none, or somebody else wrote there."""
+    try:
+        at: list[Any] = list(client.hmget(keys.board(period)[2], ["epoch", "revision", "digest"]))
+    except redis.ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return None
+    if any(part is None or form.fullmatch(part) is None for part, form in zip(at, _FORMS, strict=True)):
+        return None
+    return At(at[0].decode(), int(at[1]), at[2].decode())
+
+
 class BoardCopy:
     """The follower that keeps one period's copy."""
 
@@ -69,9 +88,14 @@ class BoardCopy:
         postgres_url: str,
         client: redis.Redis,
         in_hand: Callable[[str, int], PeriodChange | None] = lambda _period, _revision: None,
+        on_lost: Callable[[At], None] | None = None,
     ) -> None:
-        """`in_hand(period, revision)` may give the period's next change without reading it back."""
-        self._in_hand = in_hand
+        """`in_hand(period, revision)` may give the period's next change without reading it back.
+
+        `on_lost` is told of a position the copy names and the ledger has lost; by default a new epoch
+        begins, and nothing else.
+        """
+        self._in_hand, self._on_lost = in_hand, on_lost or self._begin_epoch
         # The last position that the ledger was seen to have with this digest.
         self._sure: At | None = None
         self.name = f"board {period}"
@@ -87,21 +111,15 @@ class BoardCopy:
         self.lag_revisions = 0
 
     def close(self) -> None:
+        # The next connection may be to a restored ledger.
+        self._sure = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def position(self) -> At | None:
         with unavailable():
-            try:
-                at: list[Any] = list(self._redis.hmget(self._meta, ["epoch", "revision", "digest"]))
-            except redis.ResponseError as error:
-                if "WRONGTYPE" not in str(error):
-                    raise
-                return None
-        if any(part is None or form.fullmatch(part) is None for part, form in zip(at, _FORMS, strict=True)):
-            return None
-        return At(at[0].decode(), int(at[1]), at[2].decode())
+            return position_of(self._redis, self.period)
 
     def step(self) -> bool:
         at = self.position()
@@ -120,6 +138,10 @@ class BoardCopy:
                 )
             if known is None or known.at != at:
                 self._build_for("not_of_this_history")
+                return True
+            if any(not change.user_id for change in changes):
+                # Who was erased has no user id to be found under.
+                self._build_for("erased")
                 return True
             self._sure = at
             piece = links, changes
@@ -147,6 +169,8 @@ class BoardCopy:
         merged: dict[int, Change] = {}
         revision, changed = at.revision, 0
         while (part := self._in_hand(self.period, revision)) is not None:
+            if part.link.at.epoch != at.epoch:
+                break
             changed += len(part.changes)
             if links and changed > deltas.MOST_CHANGES:
                 break
@@ -177,8 +201,12 @@ class BoardCopy:
     def build(self) -> None:
         """Make the copy anew in private keys and swap it in, unless something newer is there.
 
-        Does nothing if another builder has the lease.
+        Where the copy that is there names what the ledger has lost, a new epoch comes first.
+
+        Raises:
+            Unavailable: another builder has the lease, or what is needed is away.
         """
+        self._see_that_nothing_is_lost()
         token = secrets.token_hex(8)
         build_keys = keys.building(self.period, token)
         lease = keys.build_lease(self.period)
@@ -241,19 +269,29 @@ class BoardCopy:
         said = self._run(
             self._swap,
             [self._z, self._m, self._meta, *build_keys, lease],
-            [token, page, at.at.epoch, at.at.revision, at.at.digest, at.count, self._whose(at)],
+            [token, page, at.at.epoch, at.at.revision, at.at.digest, at.count],
         )
         if said not in (b"ok", b"newer"):
             raise Unavailable(f"{self.period}: the build was {said.decode()}", code="board_rebuilding")
 
-    def _whose(self, at: Link) -> str:
-        """'anyway' where the copy that is there names a revision this history does not have."""
+    def _see_that_nothing_is_lost(self) -> None:
+        """A copy that is to be replaced may name what others were shown and the ledger has lost."""
         standing = self.position()
-        if standing is None or standing.revision <= at.at.revision:
-            return ""
+        if standing is None:
+            return
         with self._cursor() as cursor:
-            link = deltas.link_at(cursor, self.period, standing.revision)
-        return "" if link is not None and link.at == standing else "anyway"
+            lost = epochs.is_lost(cursor, epochs.Seen(standing.epoch, standing.revision, standing.digest))
+        if lost:
+            # The next connection is not let in before what was lost is made good.
+            self.close()
+            self._on_lost(standing)
+
+    def _begin_epoch(self, lost: At) -> None:
+        ledger = Ledger(self._url, name="new epoch")
+        try:
+            epochs.begin(ledger, [epochs.Seen(lost.epoch, lost.revision, lost.digest)])
+        finally:
+            ledger.close()
 
     def compare(self, *, most: int) -> int:
         """Compare up to `most` entries with the ledger at the copy's own position.

@@ -68,6 +68,12 @@ def leaves_of(connection: psycopg.Connection, revision: int, batch: int) -> list
         "SELECT board, version, definition FROM boards WHERE revision = %s", (revision,)
     ):
         leaves.append(canonical(["definition", board, version, hashlib.sha256(canonical(body)).hexdigest()]))
+    for continues in connection.execute(
+        "SELECT e.epoch, e.continues_epoch, e.continues_revision FROM revisions r JOIN epochs e USING (epoch)"
+        " WHERE r.revision = %s AND r.cause = 'new_epoch'",
+        (revision,),
+    ):
+        leaves.append(canonical(["epoch", *continues]))
     return leaves
 
 

@@ -9,8 +9,8 @@ make its follower, what a reader of it sees, and how it can be harmed. The ledge
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ from hypothesis import strategies as st
 from core.errors import Unavailable
 from core.times import US
 from storage.followers import At, Follower
+from storage.postgres import connections, epochs
+from storage.postgres import ledger as postgres_ledger
+from storage.postgres.connections import NotCompared
 from stream_app.hand import Hand
 from tests.acceptance import naive
 from tests.stream_app import world
@@ -145,7 +148,7 @@ def end(ledger: Ledger, subject: Subject, follower: Follower) -> None:
     settle(follower)
     seen = subject.seen()
     assert seen is not None
-    assert seen.at.revision == max(ledger.positions())
+    assert seen.at.revision == max(ledger.positions()), (seen.at, follower.position(), ledger.positions())
     check(ledger, seen)
 
 
@@ -155,6 +158,61 @@ def settle(follower: Follower) -> None:
             if not follower.step():
                 return
     raise AssertionError("it never comes to an end")
+
+
+@contextmanager
+def replaced(stream: World, subject: Subject, postgres_url: str) -> Iterator[Callable[[], None]]:
+    """Keep the ledger as it is now; calling what this gives puts it back under all who follow it.
+
+    Another database under the same name, as of a restore: every connection ends. What is on the log
+    since then is read again.
+    """
+    name = stream.url.rsplit("/", 1)[1]
+
+    def administer(*statements: str) -> None:
+        stream.judge.ledger.close()
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            for statement in statements:
+                for one in (name, f"{name}_backup"):
+                    connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (one,)
+                    )
+                connection.execute(statement)
+
+    administer(f"CREATE DATABASE {name}_backup TEMPLATE {name}")
+
+    def put_back() -> None:
+        shown = subject.seen()
+        administer(
+            f"ALTER DATABASE {name} RENAME TO {name}_lost",
+            f"ALTER DATABASE {name}_backup RENAME TO {name}",
+        )
+        assert shown is not None
+        _compared(stream.url, epochs.Seen(shown.at.epoch, shown.at.revision, shown.at.digest))
+        for partition in list(stream.log.records):
+            ((next_offset,),) = stream.rows(
+                "SELECT next_offset FROM progress WHERE partition = %s", (partition,)
+            )
+            if next_offset < stream.log.end(partition):
+                stream.judge.carry_out(stream.log.number, [stream.log.slice(partition, next_offset)])
+
+    try:
+        yield put_back
+    finally:
+        administer(f"DROP DATABASE IF EXISTS {name}_lost", f"DROP DATABASE IF EXISTS {name}_backup")
+
+
+def _compared(url: str, shown: epochs.Seen) -> None:
+    """What `storage.histories` does, with what the subject shows."""
+    with pytest.raises(NotCompared):
+        connections.connect(url, name="tests").close()
+    ledger = postgres_ledger.Ledger(url, name="tests", before_compared=True)
+    try:
+        epochs.begin(ledger, [shown])
+        with ledger.looking() as cursor:
+            epochs.made_good(cursor, epochs.look(cursor).incarnation)
+    finally:
+        ledger.close()
 
 
 def run(
@@ -281,6 +339,46 @@ class FollowersConformance:
             assert (seen.at.revision, seen.entries) == (1, {})
         finally:
             subject.close()
+
+    @pytest.mark.parametrize(
+        ("before", "after"), [(4, 0), (3, 1), (1, 5)], ids=["shorter", "about as long", "longer"]
+    )
+    def test_a_history_replaced_under_it_gives_way_and_never_comes_back(
+        self, make, stream, postgres_url, before, after
+    ):
+        ledger, subject = Ledger(stream), make(stream.url)
+        kept, plain = subject.follower(ledger.hand), subject.follower()
+        ledger.grow(1, 6)
+        settle(kept)
+        shown: list[Seen] = []
+
+        def followed() -> None:
+            settle(kept)
+            seen = subject.seen()
+            assert seen is not None
+            shown.append(seen)
+
+        try:
+            with replaced(stream, subject, postgres_url) as put_back:
+                for seed in range(before):
+                    ledger.grow(10 + seed, 6)
+                    followed()
+                put_back()
+                for seed in range(after):
+                    ledger.grow(100 + seed, 6)
+                    followed()
+                end(ledger, subject, kept)
+                followed()
+                end(ledger, subject, plain)
+        finally:
+            subject.close()
+
+        positions = [(seen.at.epoch, seen.at.revision) for seen in shown]
+        assert positions == sorted(positions)
+        assert positions[-1][0] > positions[0][0]
+        said: dict[tuple[str, int], Seen] = {}
+        for seen in shown:
+            assert said.setdefault((seen.at.epoch, seen.at.revision), seen) == seen
 
     def test_what_is_in_hand_is_what_would_be_read(self, make, stream):
         ledger = Ledger(stream)

@@ -112,38 +112,46 @@ def repeats_say_the_same(records: dict[str, list[Record]]) -> None:
 
 
 def in_order(records: list[Record]) -> None:
-    """Within a partition revisions rise, but for repeats, which begin earlier and rise again."""
-    highest: dict[int, int] = {}
-    last: dict[int, int] = {}
+    """Within a partition positions rise, but for repeats, which begin earlier and rise again."""
+    highest: dict[int, tuple[str, int]] = {}
+    last: dict[int, tuple[str, int]] = {}
     known: set[str] = set()
     for record in records:
-        revision = record.value["revision"]
+        at = record.value["epoch"], record.value["revision"]
         if record.event_id in known:
-            assert revision <= highest[record.partition]
+            assert at <= highest[record.partition]
         else:
-            assert revision >= highest.get(record.partition, 0)
-            assert revision >= last.get(record.partition, 0)
+            assert at >= highest.get(record.partition, ("", 0))
+            assert at >= last.get(record.partition, ("", 0))
         known.add(record.event_id)
-        last[record.partition] = revision
-        highest[record.partition] = max(revision, highest.get(record.partition, 0))
+        last[record.partition] = at
+        highest[record.partition] = max(at, highest.get(record.partition, ("", 0)))
 
 
 def folded(records: list[Record]) -> Seen | None:
-    """board.changed folded by one who takes each revision once; every link and every top is checked."""
+    """board.changed folded by one who takes each position once; every link and every top is checked.
+
+    Where an epoch begins it goes back to the revision that the new line comes from.
+    """
     entries: dict[str, tuple[int, int, str]] = {}
     at: At | None = None
+    had: dict[int, dict[str, tuple[int, int, str]]] = {}
     for record in records:
         value = record.value
         assert record.key == f"{value['board']}:{value['window']}" == PERIOD
-        if at is not None and value["revision"] <= at.revision:
+        if at is not None and (value["epoch"], value["revision"]) <= (at.epoch, at.revision):
             continue
-        assert value["previous"] == (0 if at is None else at.revision)
+        if at is not None and value["epoch"] > at.epoch:
+            entries = dict(had[value["previous"]])
+        else:
+            assert value["previous"] == (0 if at is None else at.revision)
         for one in value["changed"]:
             if one["score"] is None:
                 entries.pop(one["user_id"], None)
             else:
                 entries[one["user_id"]] = (one["score"], us(one["reached_at"]), one["username"])
         at = At(value["epoch"], value["revision"], value["digest"])
+        had[at.revision] = dict(entries)
         assert value["count"] == len(entries)
         truth = naive.ranked({user_id: entry[:2] for user_id, entry in entries.items()})[:10]
         assert [

@@ -25,7 +25,7 @@ def snapshot(url: str) -> Iterator[Connection]:
         Unavailable: no Postgres, or one without a ledger.
     """
     with connections.unavailable():
-        connection = connections.connect(url, name="verify", timeout_ms=0)
+        connection = connections.connect(url, name="verify", timeout_ms=0, before_compared=True)
         try:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True

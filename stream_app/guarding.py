@@ -1,0 +1,48 @@
+"""Sees that the ledger is the one that the topics and the copies follow, before and while this worker runs.
+
+Whichever process holds the lock compares; all of them notice the epoch that came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from core.errors import Unavailable
+from storage.histories import Histories
+from stream_app.following import Following
+
+
+class Guarding(Following):
+    """Compares whenever Postgres was started anew, and tells of a new epoch."""
+
+    def __init__(
+        self,
+        histories: Histories,
+        on_defect: Callable[[BaseException], None],
+        on_compared: Callable[[], None],
+        on_epoch: Callable[[], None],
+    ) -> None:
+        """Called from this thread: `on_compared` after the first comparison, `on_epoch` whenever the
+        history has become another one."""
+        super().__init__("epochs", on_defect)
+        self._histories, self._on_compared, self._on_epoch = histories, on_compared, on_epoch
+        self._epoch: str | None = None
+
+    def round(self) -> None:
+        """Compare, if nobody has.
+
+        Raises:
+            Unavailable: it is not compared yet.
+        """
+        settled = self._histories.settle()
+        if settled is None:
+            raise Unavailable("another worker compares the ledger with what follows it")
+        before, self._epoch = self._epoch, settled.epoch
+        if before is None:
+            self._on_compared()
+        elif before != settled.epoch:
+            self._on_epoch()
+        self.caught_up = True
+
+    def close(self) -> None:
+        self._histories.close()
