@@ -107,7 +107,7 @@ OLDEST_UNJUDGED_SECONDS = Gauge(
 )
 PARTITION_STOPPED = Gauge(
     "trueboard_partition_stopped",
-    "1 for a partition that was stopped because its log is not the one read before. "
+    "1 for a partition that was stopped because its log is not the one read before, or nobody can read it. "
     "A rise means that accepted actions wait for an operator.",
     ["partition"],
 )

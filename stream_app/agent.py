@@ -23,6 +23,7 @@ from stream_app import intake
 from stream_app.carry_out import Judge, Outcome, OutOfStep, Slice, Stopped
 from stream_app.following import Following
 from stream_app.hand import Hand
+from stream_app.positions import Found, Marks
 from stream_app.replying import Replier
 from stream_app.trying import Counting, Done, Piece, Run, Trials
 
@@ -69,29 +70,35 @@ class Stream:
         self._queue: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue(QUEUED_BATCHES)
         self._kept: tuple[Any, Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._find_consumer: Callable[[], Any] = lambda: None
         self._consumer: Any = None
         self._in_a_row: defaultdict[int, int] = defaultdict(int)
         self._sought_again: dict[int, int] = {}
         self.log = 0
         self.stopped: dict[int, str] = {}
         self.next_offsets: dict[int, int] = {}
+        self.marks = Marks({})
+        self.ends: dict[int, int] = {}
+        """Where each log that answers was last seen to end, whatever was fetched of it."""
         self.last_finished_s = time.monotonic()
         """When a step last came to an end, be it that what it needs is away."""
 
-    def taken_up(self, log: int, offsets: dict[int, int], stopped: dict[int, str]) -> None:
+    def taken_up(self, found: Found) -> None:
         """Partitions were assigned and looked at; all that came before is void."""
-        self.log = log
-        self.stopped = dict(stopped)
-        self.next_offsets = dict(offsets)
+        self.log = found.log
+        self.stopped = dict(found.stopped)
+        self.next_offsets = dict(found.offsets)
+        self.marks = Marks(found.before)
+        self.ends = {}
         self._sought_again.clear()
         self._in_a_row.clear()
         self._trials.taken_up()
         self.last_finished_s = time.monotonic()
         metrics.PARTITION_STOPPED.clear()
         metrics.STREAM_LAG_RECORDS.clear()
-        for partition in offsets:
+        for partition in found.offsets:
             metrics.PARTITION_STOPPED.labels(str(partition)).set(0)
-        for partition in stopped:
+        for partition in found.stopped:
             metrics.PARTITION_STOPPED.labels(str(partition)).set(1)
 
     async def take_in(self, stream: Any) -> None:
@@ -101,6 +108,7 @@ class Stream:
 
     async def run(self, consumer: Callable[[], Any]) -> None:
         """Judge group after group until cancelled."""
+        self._find_consumer = consumer
         while True:
             group = await self._next_group()
             self._consumer = consumer()
@@ -143,7 +151,7 @@ class Stream:
             except OutOfStep as error:
                 await self._out_of_step(error)
             except Stopped as error:
-                self._stop(error.partition, error.detail)
+                self.stop(error.partition, error.detail)
             except Exception as error:
                 if parts := await self._parts_after(piece, error):
                     todo.popleft()
@@ -183,18 +191,21 @@ class Stream:
         return await loop.run_in_executor(self._thread, self._trials.after, piece, error)
 
     async def _out_of_step(self, error: OutOfStep) -> None:
+        if error.partition in self.stopped:
+            return
         if self._sought_again.get(error.partition) == error.next_offset:
-            self._stop(error.partition, f"{error}: records in between are gone")
+            self.stop(error.partition, f"{error}: records in between are gone")
             return
         self._sought_again[error.partition] = error.next_offset
         _log.warning("seek_again", partition=error.partition, detail=str(error))
         await self._consumer.seek_again(error.partition, error.next_offset)
 
-    def _stop(self, partition: int, why: str) -> None:
+    def stop(self, partition: int, why: str) -> None:
+        """Judge nothing more of this partition until it is taken up again."""
         self.stopped[partition] = why
         metrics.PARTITION_STOPPED.labels(str(partition)).set(1)
         _log.error("partition_stopped", partition=partition, detail=why)
-        self._consumer.stop_partition(partition)
+        self._find_consumer().stop_partition(partition)
 
     def _carried_out(self, log: int, piece: Piece) -> Done:
         """In the judging thread: decode, set aside, judge and write."""
@@ -256,6 +267,7 @@ class Stream:
                 follower.wake()
         for piece in slices:
             self.next_offsets[piece.partition] = piece.last + 1
+            self.marks.add(piece.partition, piece.last, piece.last_fingerprint)
         for (verdict, reason), count in outcome.verdicts.items():
             metrics.SCORE_UPDATES.labels(verdict, reason).inc(count)
         traces = []
@@ -282,15 +294,16 @@ class Stream:
             metrics.STREAM_LAG_RECORDS.labels(str(partition)).set(lag)
 
     def lags(self) -> dict[int, int]:
-        """Records not judged yet, of each partition that is read."""
-        if self._consumer is None:
+        """Records not judged yet, of each partition that is read, as far as its end is known."""
+        consumer = self._find_consumer()
+        if consumer is None:
             return {}
         lags = {}
-        for tp in self._consumer.assignment():
+        for tp in consumer.assignment():
             next_offset = self.next_offsets.get(tp.partition)
-            high = self._consumer.highwater(tp)
-            if next_offset is not None and high is not None:
-                lags[tp.partition] = max(0, high - next_offset)
+            ends = [end for end in (consumer.highwater(tp), self.ends.get(tp.partition)) if end is not None]
+            if next_offset is not None and ends:
+                lags[tp.partition] = max(0, max(ends) - next_offset)
         return lags
 
     def close(self) -> None:

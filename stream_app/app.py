@@ -25,6 +25,7 @@ from storage.kafka.log_ends import LogEnds
 from storage.kafka.publishing import Publisher
 from storage.kafka.topic_ids import topic_id
 from storage.kafka.topics import verify
+from storage.postgres import resumptions
 from storage.postgres.attempts import Attempts
 from storage.postgres.ledger import Ledger, Position
 from storage.redis import boards as redis_boards
@@ -40,11 +41,13 @@ from stream_app.settings import Settings
 from stream_app.transport import BatchApp, RawSchema
 
 STOP_S: Final = 8.0
-LOOK_AT_LOG_S: Final = 3.0
-"""How often a worker asks whether the topic is still the log it reads."""
-
 STOP_AT_MOST_S: Final = 15.0
 """A process that has not come to its end by then is ended, whatever it is at."""
+LOOK_AT_LOG_S: Final = 3.0
+"""How often a worker asks whether the topic is still the log it reads."""
+COMPARE_LOG_S: Final = 10.0
+"""How often what was read is held against what the log holds there now."""
+
 
 _log = logs.get("stream_app")
 
@@ -69,6 +72,7 @@ async def run(settings: Settings) -> int:
         if not stop.is_set():
             await _until(stop, worker, settings.stuck_s)
         _log.info("stopping")
+        _end_after(STOP_AT_MOST_S)
     for error in defects:
         _log.error("defect", error=type(error).__name__, exc_info=error)
     _log.info("stopped", defects=len(defects))
@@ -85,11 +89,11 @@ def _end_after(seconds: float) -> None:
 
 async def _until(stop: asyncio.Event, worker: _Worker, stuck_s: float) -> None:
     while not stop.is_set():
+        # Twice: where this loop still turns, it is the first to notice, and says so.
+        _end_after(2 * stuck_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1.0)
         worker.look_after()
-        # Twice: where this loop still turns, it is the first to notice, and says so.
-        _end_after(2 * stuck_s)
 
 
 class _Worker:
@@ -98,7 +102,9 @@ class _Worker:
     def __init__(self, settings: Settings, on_defect: Callable[[BaseException], None]) -> None:
         self._settings, self._on_defect = settings, on_defect
         self._asked_id = self._reading_id = ""
-        self._looked_at_log_s = 0.0
+        self._looked_at_log_s = self._compared_log_s = 0.0
+        self._resumption = 0
+        self._changed: dict[int, tuple[int, int, bytes]] = {}
         self._looking_at_log: asyncio.Task[None] | None = None
         url, kafka = settings.postgres_url, settings.kafka
         self._judging = Ledger(url, name="stream")
@@ -258,7 +264,8 @@ class _Worker:
                 pause_s = min(2.0, pause_s * 2)
                 continue
             if not given_up():
-                self._stream.taken_up(found.log, found.offsets, found.stopped)
+                self._stream.taken_up(found)
+                self._resumption = found.resumption
                 self._reading_id = self._asked_id
                 _log.info("sought", log=found.log, offsets={str(p): o for p, o in found.offsets.items()})
                 return found.offsets
@@ -286,12 +293,67 @@ class _Worker:
         offsets of the old one; the new log is then read from its start, and what was judged already is
         found by its key.
         """
-        kind = self._settings.kafka_kind
-        with suppress(Unavailable):
-            found = await asyncio.to_thread(topic_id, self._settings.kafka, topics.SUBMITTED.name, kind=kind)
+        try:
+            found = await asyncio.to_thread(self._present_id)
             if self._reading_id and found != self._reading_id:
                 _log.error("log_replaced", read=self._reading_id, found=found)
                 await self._app.consumer.seek_anew()
+                return
+            if self._changed:
+                await asyncio.to_thread(self._go_back)
+            resumed = await asyncio.to_thread(self._resumed)
+            if resumed:
+                await self._app.consumer.seek_anew()
+            elif self._reading_id and time.monotonic() - self._compared_log_s >= COMPARE_LOG_S:
+                await self._compare_log()
+                self._compared_log_s = time.monotonic()
+        except Unavailable as error:
+            # Waiting for Kafka or Postgres is no reason to be started again.
+            self._stream.last_finished_s = time.monotonic()
+            _log.warning("look_waits", detail=str(error)[:300])
+
+    def _present_id(self) -> str:
+        return topic_id(self._settings.kafka, topics.SUBMITTED.name, kind=self._settings.kafka_kind)
+
+    async def _compare_log(self) -> None:
+        """See that the log holds what was read of it, and stop partitions whose log does not."""
+        stream, marks, log = self._stream, self._stream.marks, self._stream.log
+        offsets = {p: offset for p, offset in stream.next_offsets.items() if p not in stream.stopped}
+        looked = await asyncio.to_thread(self._look_again, offsets, marks.taken())
+        same_log = not looked.stopped or await asyncio.to_thread(self._present_id) == self._reading_id
+        if stream.marks is not marks or not same_log:
+            return
+        stream.ends = looked.ends
+        for partition, offset in looked.found_again.items():
+            marks.found_again(partition, offset)
+        for partition, why in looked.stopped.items():
+            stream.stop(partition, why)
+        self._changed |= {partition: (log, *read) for partition, read in looked.changed.items()}
+        if self._changed:
+            await asyncio.to_thread(self._go_back)
+
+    def _look_again(
+        self, offsets: dict[int, int], marks: dict[int, list[tuple[int, bytes]]]
+    ) -> positions.Looked:
+        with self._looks:
+            return positions.look_again(self._log_ends, offsets, marks)
+
+    def _go_back(self) -> None:
+        """What stopped these partitions has to be seen by whoever takes them up, so it is written down."""
+        with self._looks:
+            for partition, (log, offset, fingerprint) in list(self._changed.items()):
+                positions.go_back(self._looking, log, {partition: (offset, fingerprint)})
+                del self._changed[partition]
+
+    def _resumed(self) -> bool:
+        """Whether an operator told a partition that is read or stopped here to go on elsewhere."""
+        mine = {*self._stream.next_offsets, *self._stream.stopped}
+        with self._looks, self._looking.batch([]) as batch:
+            found = resumptions.since(batch, self._resumption, mine)
+        for one in found:
+            say = _log.error if one.lost else _log.info
+            say("partition_resumed", partition=one.partition, was=one.was, at=one.from_offset, lost=one.lost)
+        return bool(found)
 
     def _log_looked_at(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -310,8 +372,11 @@ class _Worker:
             self._looked_at_log_s = now_s
             self._looking_at_log = asyncio.create_task(self._look_at_log(), name="log")
             self._looking_at_log.add_done_callback(self._log_looked_at)
+        # A partition without a leader answers nobody, and waits for it.
         behind = any(
-            lag for partition, lag in self._stream.lags().items() if partition not in self._stream.stopped
+            lag
+            for partition, lag in self._stream.lags().items()
+            if partition in self._stream.ends and partition not in self._stream.stopped
         )
         idle_s = time.monotonic() - self._stream.last_finished_s
         if not behind:
@@ -332,6 +397,8 @@ class _Worker:
 
     async def close(self) -> None:
         """Take no more, finish what is in hand, let the followers come to the end, close."""
+        if self._looking_at_log is not None:
+            self._looking_at_log.cancel()
         try:
             await self._running.aclose()
         except TimeoutError:
@@ -343,9 +410,14 @@ class _Worker:
             within_s=2.0,
         )
         self._judging.close()
-        self._looking.close()
-        self._log_ends.close()
+        await asyncio.to_thread(self._close_looks)
         self._health.stop()
+
+    def _close_looks(self) -> None:
+        # A look that is under way is in another thread; what it uses must not be closed under it.
+        if self._looks.acquire(timeout=3.0):
+            self._looking.close()
+            self._log_ends.close()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from core.errors import Unavailable
-from core.topics import MAX_RECORD_BYTES
 
 
 class LogEnds:
@@ -28,7 +27,9 @@ class LogEnds:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "fetch.wait.max.ms": 20,
-                "fetch.message.max.bytes": MAX_RECORD_BYTES,
+                # One batch of records answers, however large; what lies behind it is not asked for.
+                "fetch.message.max.bytes": 1024,
+                "queued.min.messages": 1,
                 "log_level": 0,
                 **(kafka or {}),
             }

@@ -17,6 +17,7 @@ from stream_app import agent
 from stream_app.agent import Stream
 from stream_app.carry_out import Outcome, OutOfStep, Slice, Stopped
 from stream_app.hand import Hand
+from stream_app.positions import Found
 from tests.stream_app.world import Log, Raw, submitted
 
 
@@ -104,7 +105,7 @@ class World:
             defects_in_a_row=3,
             hand=Hand(),
         )
-        self.stream.taken_up(1, {0: 0, 1: 0}, {})
+        self.stream.taken_up(Found(1, {0: 0, 1: 0}, {}))
 
     async def feed(self, *batches: list[Raw]) -> None:
         """Hand these on and wait until the loop has nothing left to do."""

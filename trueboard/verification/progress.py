@@ -28,12 +28,17 @@ LOOK_BACK: Final = 20_000
 
 _ANSWER_S: Final = 10.0
 
-_PARTITIONS: Final = """
+_OVERTAKEN: Final = """EXISTS (SELECT FROM resumptions r WHERE r.log = ledger.log
+    AND r.partition = kafka_partition AND kafka_offset >= r.from_offset AND ledger.batch < r.batch)"""
+"""Of a ledger row: its partition went back to before it, so its offset may be another record's now."""
+
+_PARTITIONS: Final = f"""
 SELECT p.partition, g.topic_id, p.next_offset, p.fingerprint, coalesce(l.rows, 0), l.highest,
     coalesce(s.rows, 0), s.highest, p.log
 FROM progress p JOIN logs g USING (log)
 LEFT JOIN (SELECT log, kafka_partition, count(*) AS rows, max(kafka_offset) AS highest
-    FROM ledger WHERE seq = 0 AND kafka_offset IS NOT NULL GROUP BY log, kafka_partition) l
+    FROM ledger WHERE seq = 0 AND kafka_offset IS NOT NULL AND NOT {_OVERTAKEN}
+    GROUP BY log, kafka_partition) l
     ON l.log = p.log AND l.kafka_partition = p.partition
 LEFT JOIN (SELECT log, partition, count(*) AS rows, max(record_offset) AS highest
     FROM set_aside GROUP BY log, partition) s
@@ -41,15 +46,23 @@ LEFT JOIN (SELECT log, partition, count(*) AS rows, max(record_offset) AS highes
 ORDER BY p.partition
 """
 
-_RECENT: Final = """
+_RECENT: Final = f"""
 SELECT kafka_partition, kafka_offset FROM ledger
 JOIN progress p ON p.log = ledger.log AND p.partition = kafka_partition
-WHERE seq = 0 AND kafka_offset >= p.next_offset - %(look_back)s
+WHERE seq = 0 AND kafka_offset >= p.next_offset - %(look_back)s AND NOT {_OVERTAKEN}
 UNION ALL
 SELECT s.partition, s.record_offset FROM set_aside s
 JOIN progress p ON p.log = s.log AND p.partition = s.partition
 WHERE s.record_offset >= p.next_offset - %(look_back)s
 """
+
+_LOST: Final = """
+SELECT DISTINCT r.partition, generate_series(
+    greatest(r.was, p.next_offset - %(look_back)s), least(r.from_offset, p.next_offset) - 1)
+FROM resumptions r JOIN progress p ON p.log = r.log AND p.partition = r.partition
+WHERE r.from_offset > r.was
+"""
+"""Offsets that an operator gave up."""
 
 _JUDGED: Final = """
 SELECT k.place FROM unnest(%s::integer[], %s::text[], %s::text[]) k(place, user_id, action_id)
@@ -163,6 +176,8 @@ def check(connection: Connection, log: Log, found: Check) -> None:
         if offset in seen:
             found.differs("a record with two traces", partition=partition, offset=offset, expected=1, found=2)
         seen.add(offset)
+    for partition, offset in connection.execute(_LOST, {"look_back": LOOK_BACK}):
+        accounted.setdefault(partition, set()).add(offset)
     present = log.topic_id() if partitions else ""
     untraced: dict[int, list[int]] = {}
     wanted: dict[int, list[int]] = {}
