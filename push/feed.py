@@ -7,7 +7,7 @@ import gc
 import math
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -130,6 +130,11 @@ class Feed:
     @property
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
+
+    @property
+    def connections(self) -> Collection[Any]:
+        """The connections there are, as uvicorn's protocols."""
+        return self._server.server_state.connections
 
     async def run(self) -> None:
         """Serve until `stop`; raises if a part of the feed fails for good."""

@@ -111,6 +111,8 @@ class Running:
     producer: Producer
     tickets: dict[str, dict[str, Any]]
     ledger: Ledger
+    brought: list[str]
+    """The tokens that clients brought, in order."""
 
     @property
     def url(self) -> str:
@@ -171,6 +173,11 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
         shown = Standings(page(1), error)
         tickets: dict[str, dict[str, Any]] = {}
         ledger = Ledger()
+        brought: list[str] = []
+
+        async def verify(token: str) -> Claims:
+            brought.append(token)
+            return await _verify(token)
 
         async def take_ticket(ticket: str) -> Mapping[str, Any] | None:
             return tickets.pop(ticket, None)
@@ -179,13 +186,13 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
         sources = Sources(
             standings=shown,
             verdicts=Verdicts(ledger, ledger, MAIN_PERIOD),
-            verify=_verify,
+            verify=verify,
             take_ticket=take_ticket,
             limits=Limits(Redis()),
         )
         producer = Producer({"bootstrap.servers": memory_kafka.bootstrap, "linger.ms": 0})
         feed = Feed(settings, sources, listener)
-        running = Running(feed, shown, memory_kafka, producer, tickets, ledger)
+        running = Running(feed, shown, memory_kafka, producer, tickets, ledger, brought)
         if before is not None:
             await before(running)
         serving = asyncio.create_task(running.feed.run())
