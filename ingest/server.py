@@ -11,13 +11,18 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ingest import problems
+from ingest.exchange import Exchange
 from service import tracing
 
 RECEIVE_S: Final = 5.0
@@ -31,39 +36,118 @@ STOP_WITHIN_S: Final = 6
 
 _SWEEP_EVERY_S = 0.5
 _BACKLOG = 2048
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection, with the instants since when it owes us something; 0 when it owes nothing."""
+    """One connection, with the instants since when it owes us something; 0 when it owes nothing.
+
+    Of uvicorn's protocol it keeps the connection and its end, and has the request to itself.
+    """
+
+    cycle: Exchange | None  # type: ignore[assignment]
+    pipeline: deque[Exchange]  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.sending_since_s = 0.0
         self.reading_since_s = 0.0
+        self.idle_since_s = 0.0
         self._begun = False
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What every answer bears: the date."""
+        return self.server_state.default_headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.sending_since_s = self.loop.time()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.tell()
+        for waiting in self.pipeline:
+            waiting.disconnected = True
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        self.parser = None  # type: ignore[assignment]
+
     def data_received(self, data: bytes) -> None:
+        self.idle_since_s = 0.0
         if not self.sending_since_s and (self.cycle is None or self.cycle.response_complete):
             self.sending_since_s = self.loop.time()
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._begun = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
+        parser = self.parser
+        version = parser.get_http_version()
+        path, raw_path, query = _parts_of(self.url)
+        self.scope = {
+            "type": "http",
+            "asgi": _ASGI,  # type: ignore[typeddict-item]
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "root_path": "",
+            "method": parser.get_method().decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": {},
+        }
+        before = self.cycle
+        self.cycle = Exchange(
+            self,
+            self.scope,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            awaits_100=self.expect_100_continue,
+        )
         # The body has a deadline of its own.
         self.sending_since_s = self.loop.time()
+        if before is None or before.response_complete:
+            self.cycle.begin(self.app)
+        else:
+            # It was sent before the last one was answered, and has to wait for that.
+            self.flow.pause_reading()
+            self.pipeline.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.take(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.whole()
         self.sending_since_s = 0.0
         self._begun = False
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self.pipeline.popleft().begin(self.app)
+        else:
+            self.idle_since_s = self.loop.time()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -83,6 +167,8 @@ class Protocol(HttpToolsProtocol):
             return
         if self.reading_since_s and now_s - self.reading_since_s > READ_S:
             self.transport.abort()
+        elif self.idle_since_s and now_s - self.idle_since_s > KEEP_ALIVE_S:
+            self.transport.close()
         elif self.sending_since_s and now_s - self.sending_since_s > RECEIVE_S:
             if not self._begun:
                 # Nothing was said at all: there is nothing to answer.
@@ -105,6 +191,15 @@ class Protocol(HttpToolsProtocol):
             + body
         )
         self.transport.close()
+
+
+@lru_cache(maxsize=1024)
+def _parts_of(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, the path as sent, and query. Raises what the parser takes for a malformed request."""
+    parsed = httptools.parse_url(url)
+    raw_path: bytes = parsed.path
+    path = raw_path.decode("ascii")
+    return unquote(path) if "%" in path else path, raw_path, parsed.query or b""
 
 
 class Server(uvicorn.Server):
