@@ -1,4 +1,4 @@
-"""How much a caller may send: GCRA over Redis, several rules decided in one round trip.
+"""How much a caller may send: GCRA over Redis, all that is asked in one turn of the loop in one round trip.
 
 The generic cell rate algorithm keeps one instant per rule, the one at which all that was
 granted would have been due. Time is Redis's own, so replicas with different clocks agree.
@@ -8,8 +8,9 @@ later (its shape, its rights, its rules). One that a limit turns away charges no
 so `Retry-After` is a promise, and whoever hammers a limit gets exactly the rule's rate.
 
 Keys are `tb:limit:<rule>:<key>`, each gone once its burst is full again. On a single server
-one script decides all rules. In a cluster a script may touch one slot only: there each rule
-is a call of its own, all at once, and what was charged is given back if another refused.
+one script decides all requests that came together, one after the other. In a cluster a script
+may touch one slot only: there each rule is a call of its own, all at once, and what was charged
+is given back if another refused.
 
 When Redis does not answer within `BUDGET_S` the process decides by itself with its share of
 the limit, and after a few such answers does so at once, asking Redis again once a second.
@@ -25,15 +26,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import Any, Final, cast
+from typing import Final, cast
 
+import msgspec
 from redis import exceptions as redis_exceptions
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from core.errors import Refused
 from service import logs, metrics
+from storage.redis import scripts
+from storage.redis.turns import Turn
 
 BUDGET_S: Final = 0.05
 """Longest a request waits for Redis to decide."""
@@ -48,8 +51,12 @@ _NO_ANSWER = (
     TimeoutError,
 )
 
-_SCRIPT = resources.files("storage.redis").joinpath("scripts/limit.lua").read_text("utf-8")
+_MOST_AT_ONCE = 500
+_SCRIPT = scripts.source("limit")
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[int]).decode
 
 _log = logs.get("storage.redis.limits")
 
@@ -88,8 +95,7 @@ class Rule:
         object.__setattr__(self, "policy", f'"{self.name}";q={self.burst};w={window_s}')
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Whether a request may go on, and what to tell its sender.
 
     `refused_by` names the rule with the longest wait; `retry_after_s` is 0 when allowed.
@@ -136,6 +142,10 @@ def address_key(address: str) -> str:
     return str(parsed)
 
 
+_Question = tuple[Sequence[Rule], int]
+"""Rules, and what the request costs."""
+
+
 class Limits:
     """Decides by Redis, or by this process alone while Redis does not answer.
 
@@ -161,6 +171,13 @@ class Limits:
         self._local_until_s = 0.0
         self._local: OrderedDict[str, int] = OrderedDict()
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._turn: Turn[_Question] = Turn(
+            self._evalsha,
+            _split,
+            in_full=self._eval,
+            most=_MOST_AT_ONCE,
+            when_it_ends=getattr(redis, "when_turn_ends", None),
+        )
 
     async def take(self, rules: Sequence[Rule], cost: int = 1) -> Decision:
         """Charge `cost` to every rule if all of them allow it, else to none."""
@@ -214,11 +231,11 @@ class Limits:
             self._remember(rules, answers)
         return _decision(rules, answers, local=False)
 
-    def _remember(self, rules: Sequence[Rule], answers: Sequence[Any]) -> None:
+    def _remember(self, rules: Sequence[Rule], answers: Sequence[int]) -> None:
         """Keep what Redis said, so that deciding alone goes on from there and not from full buckets."""
         now_us = round(self._monotonic_s() * 1_000_000)
         for rule, full_us in zip(rules, answers[3::3], strict=True):
-            self._local[rule.redis_key] = now_us + int(full_us)
+            self._local[rule.redis_key] = now_us + full_us
             self._local.move_to_end(rule.redis_key)
         while len(self._local) > _LOCAL_KEYS:
             self._local.popitem(last=False)
@@ -234,10 +251,11 @@ class Limits:
         if self._failures >= _FAILURES_UNTIL_LOCAL:
             self._local_until_s = self._monotonic_s() + _LOCAL_FOR_S
 
-    async def _ask(self, rules: Sequence[Rule], cost: int) -> list[int]:
-        if not self._in_cluster or len(rules) == 1:
-            return await self._run(rules, cost)
-        each = await asyncio.gather(*(self._run([rule], cost) for rule in rules))
+    async def _ask(self, rules: Sequence[Rule], cost: int) -> Sequence[int]:
+        if not self._in_cluster:
+            answer: Sequence[int] = await self._turn.ask((rules, cost))
+            return answer
+        each = await asyncio.gather(*(self._run_one(rule, cost) for rule in rules))
         allowed = all(answers[0] for answers in each)
         charged = [rule for rule, answers in zip(rules, each, strict=True) if answers[0]]
         if not allowed and cost and charged:
@@ -249,20 +267,26 @@ class Limits:
     async def _give_back(self, rules: Sequence[Rule], cost: int) -> None:
         try:
             async with asyncio.timeout(1.0):
-                await asyncio.gather(*(self._run([rule], -cost) for rule in rules))
+                await asyncio.gather(*(self._run_one(rule, -cost) for rule in rules))
         except _NO_ANSWER:
             # The rule then recovers by itself a little later.
             _log.info("limit_not_given_back", rules=[rule.name for rule in rules])
 
-    async def _run(self, rules: Sequence[Rule], cost: int) -> list[int]:
-        names = [rule.redis_key for rule in rules]
-        numbers = [cost, *(number for rule in rules for number in (rule.interval_us, rule.burst))]
+    async def _run_one(self, rule: Rule, cost: int) -> Sequence[int]:
+        question: list[_Question] = [([rule], cost)]
         try:
-            reply = self._redis.evalsha(_SCRIPT_SHA, len(names), *names, *numbers)
-            return await cast("Awaitable[list[int]]", reply)
+            reply = await self._evalsha(question)
         except redis_exceptions.NoScriptError:
-            reply = self._redis.eval(_SCRIPT, len(names), *names, *numbers)
-            return await cast("Awaitable[list[int]]", reply)
+            reply = await self._eval(question)
+        return _split(question, reply)[0]
+
+    def _evalsha(self, questions: Sequence[_Question]) -> Awaitable[bytes]:
+        keys, packed = _packed(questions)
+        return cast("Awaitable[bytes]", self._redis.evalsha(_SCRIPT_SHA, len(keys), *keys, packed))
+
+    def _eval(self, questions: Sequence[_Question]) -> Awaitable[bytes]:
+        keys, packed = _packed(questions)
+        return cast("Awaitable[bytes]", self._redis.eval(_SCRIPT, len(keys), *keys, packed))
 
     def _local_state(self, rule: Rule, now_us: int, cost: int) -> tuple[int, int, int, int]:
         """Interval, burst, wait for this cost, and arrival, for this process's share of the rule."""
@@ -273,25 +297,44 @@ class Limits:
         return interval_us, burst, wait_us, arrival_us
 
 
-def _decision(rules: Sequence[Rule], answers: Sequence[Any], *, local: bool) -> Decision:
+def _packed(questions: Sequence[_Question]) -> tuple[list[str], bytes]:
+    """The script's keys, each once, and its argument."""
+    places: dict[str, int] = {}
+    numbers: list[int] = []
+    for rules, cost in questions:
+        numbers += (cost, len(rules))
+        for rule in rules:
+            place = places.setdefault(rule.redis_key, len(places) + 1)
+            numbers += (place, rule.interval_us, rule.burst)
+    return list(places), _pack(numbers)
+
+
+def _split(questions: Sequence[_Question], reply: bytes) -> list[list[int]]:
+    """The script's reply, question by question."""
+    numbers, begin, answers = _unpack(reply), 0, []
+    for rules, _ in questions:
+        end = begin + 1 + 3 * len(rules)
+        answers.append(numbers[begin:end])
+        begin = end
+    return answers
+
+
+def _decision(rules: Sequence[Rule], answers: Sequence[int], *, local: bool) -> Decision:
     """From the script's reply: allowed, then wait, units left and µs until full, per rule."""
-    allowed = bool(answers[0])
-    waits_us, left, full_us = answers[1::3], answers[2::3], answers[3::3]
     refused_by, retry_after_s = None, 0
-    if not allowed:
-        wait_us, refused_by = max((int(wait), rule.name) for wait, rule in zip(waits_us, rules, strict=True))
+    if not answers[0]:
+        wait_us, refused_by = max((wait, rule.name) for wait, rule in zip(answers[1::3], rules, strict=True))
         retry_after_s = max(1, math.ceil(wait_us / 1_000_000))
         metrics.LIMITED.labels(refused_by).inc()
+    left = [
+        f'"{rule.name}";r={units};t={-(-full_us // 1_000_000)}'
+        for rule, units, full_us in zip(rules, answers[2::3], answers[3::3], strict=True)
+    ]
     return Decision(
-        allowed=allowed,
-        retry_after_s=retry_after_s,
-        refused_by=refused_by,
-        rate_limit=", ".join(
-            [
-                f'"{rule.name}";r={units};t={-(-us // 1_000_000)}'
-                for rule, units, us in zip(rules, left, full_us, strict=True)
-            ]
-        ),
-        rate_limit_policy=", ".join([rule.policy for rule in rules]),
-        local=local,
+        bool(answers[0]),
+        retry_after_s,
+        refused_by,
+        ", ".join(left),
+        ", ".join([rule.policy for rule in rules]),
+        local,
     )

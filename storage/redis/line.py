@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
@@ -70,6 +71,13 @@ class Line:
 
     def execute_many(self, commands: list[tuple[Argument, ...]]) -> list[asyncio.Future[Any]]:
         return [self.execute(*command) for command in commands]
+
+    def when_turn_ends(self, call: Callable[[], None]) -> None:
+        """Call when the commands of this turn of the loop are about to leave: what it adds goes with them."""
+        if self._wire is None:
+            asyncio.get_running_loop().call_soon(call)
+        else:
+            self._wire.before_leaving(call)
 
     # The two commands by which storage.redis.limits speaks to a client of redis-py.
 
@@ -145,6 +153,8 @@ class _Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=_reply_error)
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
+        self._before_leaving: list[Callable[[], None]] = []
+        self._leaving = False
         self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._sweeping = False
 
@@ -153,13 +163,21 @@ class _Wire(asyncio.Protocol):
             return _failed(redis_exceptions.ConnectionError("the connection to Redis is lost or full"))
         future = self._loop.create_future()
         self._pending.append((future, self._loop.time() + (budget_s or self._budget_s)))
-        if not self._outgoing:
-            self._loop.call_soon(self._flush)
         self._outgoing.append(packed)
+        self._leave_soon()
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(self._budget_s * _SWEEP_SHARE, self._sweep)
         return future
+
+    def before_leaving(self, call: Callable[[], None]) -> None:
+        self._before_leaving.append(call)
+        self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            self._loop.call_soon(self._flush)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -195,8 +213,12 @@ class _Wire(asyncio.Protocol):
             self.lost.set_result(None)
 
     def _flush(self) -> None:
+        calls, self._before_leaving = self._before_leaving, []
+        for call in calls:
+            call()
+        self._leaving = False
         outgoing, self._outgoing = self._outgoing, []
-        if self._transport is not None:
+        if outgoing and self._transport is not None:
             self._transport.write(b"".join(outgoing))
 
     def _sweep(self) -> None:

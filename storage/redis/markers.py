@@ -22,6 +22,7 @@ from core.actions import SubmittedRecord
 from core.receipts import Judged
 from storage.redis import scripts
 from storage.redis.line import Line
+from storage.redis.turns import Turn
 
 TTL_S: Final = 86_400
 
@@ -51,10 +52,18 @@ class Markers:
 
     def __init__(self, line: Line, *, ttl_s: int = TTL_S) -> None:
         self._line, self._ttl_s = line, ttl_s
+        self._remembering: Turn[SubmittedRecord] = Turn(
+            self._mark, lambda records, _: records, when_it_ends=line.when_turn_ends
+        )
+        self._looking: Turn[str] = Turn(
+            lambda keys: line.execute("MGET", *keys),
+            lambda _, values: values,
+            when_it_ends=line.when_turn_ends,
+        )
 
     def look(self, user_id: str, action_id: str) -> asyncio.Future[Any]:
         """Begin to look; `found` gives what there was. A look may be abandoned."""
-        return self._line.execute("GET", key(user_id, action_id))
+        return self._looking.ask(key(user_id, action_id))
 
     async def found(self, looking: asyncio.Future[Any]) -> Marker | None:
         """The marker a look found; None also where Redis did not answer."""
@@ -80,11 +89,9 @@ class Markers:
         whoever looks by this line looks after it; so nobody need await what it gives. It never
         raises unless it is awaited.
         """
-        if len(records) == 1:
-            record = records[0]
-            value = _encode((record.fingerprint, record.type, record.received_at))
-            name = key(record.user_id, record.action_id)
-            return self._line.execute("SET", name, value, "NX", "EX", self._ttl_s)
+        return self._remembering.ask(records[0]) if len(records) == 1 else self._mark(records)
+
+    def _mark(self, records: Sequence[SubmittedRecord]) -> asyncio.Future[Any]:
         # One command for all: answering each by itself costs more than the rest of a batch.
         keys = [key(record.user_id, record.action_id) for record in records]
         values = [_encode((record.fingerprint, record.type, record.received_at)) for record in records]
