@@ -1,6 +1,6 @@
 """What is remembered of every action: enough to know it again and to take back what it gave.
 
-A row is 41 bytes and its place in the index 4 to 12, so some 50 MB for a million actions. Nothing
+A row is 45 bytes and its place in the index 6 to 12, so some 55 MB for a million actions. Nothing
 can be forgotten: a decision may come about the oldest action, and an action that comes a second
 time must be known. Rows of one player are linked, so that one player is recounted by themselves.
 """
@@ -11,71 +11,72 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+
 ACCEPTED: Final = 1
 DECIDED: Final = 2
 
 _FIRST_SIZE: Final = 1 << 12
-_SPREAD: Final = 0x9E3779B97F4A7C15
 
 
 class Actions:
-    """Rows by (player number, hash of the action id); columns are read and written by row number.
+    """Rows by the hash of player number and action id; columns are read and written by row number.
 
-    The hash has 64 bits, so of one player's n actions two are taken for one with a chance of
-    n²/2^65.
+    The hash has 64 bits, so of n actions of one player two are taken for one with a chance of
+    n²/2^65; actions of different players never are.
     """
 
     def __init__(self) -> None:
-        self.hashes, self.players = array("q"), array("I")
+        self.players = array("I")
         self.points, self.received, self.revisions = array("q"), array("q"), array("q")
         self.states = bytearray()
-        self._before = array("q")
+        self._hashes, self._before = array("q"), array("q")
         self._index = array("I", bytes(4 * _FIRST_SIZE))
         self._mask = _FIRST_SIZE - 1
 
     def __len__(self) -> int:
-        return len(self.hashes)
+        return len(self._hashes)
 
     @property
     def bytes_held(self) -> int:
         """What rows and index take."""
-        columns = (self.hashes, self.players, self.points, self.received, self.revisions, self._before)
-        return sum(len(c) * c.itemsize for c in (*columns, self._index)) + len(self.states)
+        wide = (self._hashes, self.points, self.received, self.revisions, self._before)
+        return sum(8 * len(column) for column in wide) + 5 * len(self) + 4 * len(self._index)
 
-    def find(self, player: int, action_hash: int) -> int:
-        """The row of this action, −1 if it is not known."""
-        index, mask, hashes, players = self._index, self._mask, self.hashes, self.players
-        place = (action_hash ^ player * _SPREAD) & mask
-        while row := index[place]:
-            if hashes[row - 1] == action_hash and players[row - 1] == player:
-                return row - 1
-            place = (place + 1) & mask
-        return -1
-
-    def add(
+    def enter(
         self,
         player: int,
-        action_hash: int,
+        action_id: str,
         points: int,
         received_us: int,
         revision: int,
         state: int,
         before: int,
     ) -> int:
-        """A new row, which must not be known; `before` is the player's last one, −1 for none."""
-        self.hashes.append(action_hash)
+        """Add an action; −1 if it was not known, else the row in which it stands, unchanged.
+
+        `before` is the player's last row, −1 for none.
+        """
+        index, mask, hashes = self._index, self._mask, self._hashes
+        known = hash((player, action_id))
+        place = known & mask
+        while row := index[place]:
+            if hashes[row - 1] == known and self.players[row - 1] == player:
+                return row - 1
+            place = (place + 1) & mask
+        hashes.append(known)
         self.players.append(player)
         self.points.append(points)
         self.received.append(received_us)
         self.revisions.append(revision)
         self.states.append(state)
         self._before.append(before)
-        number = len(self.hashes)
-        if number * 3 > self._mask * 2:
+        number = len(hashes)
+        if number * 3 > mask * 2:
             self._grow()
         else:
-            self._enter(number)
-        return number - 1
+            index[place] = number
+        return -1
 
     def of_player(self, last: int) -> Iterator[int]:
         """The player's rows, from the last one back."""
@@ -83,15 +84,15 @@ class Actions:
             yield last
             last = self._before[last]
 
-    def _enter(self, number: int) -> None:
-        index, mask = self._index, self._mask
-        place = (self.hashes[number - 1] ^ self.players[number - 1] * _SPREAD) & mask
-        while index[place]:
-            place = (place + 1) & mask
-        index[place] = number
-
     def _grow(self) -> None:
-        size = 2 * (self._mask + 1)
-        self._index, self._mask = array("I", bytes(4 * size)), size - 1
-        for number in range(1, len(self.hashes) + 1):
-            self._enter(number)
+        """Twice the index: every row looks for a free place from its own on, all of them at a time."""
+        mask = 2 * self._mask + 1
+        table = np.zeros(mask + 1, np.uint32)
+        places = np.frombuffer(self._hashes, np.int64) & mask
+        rows = np.arange(1, len(places) + 1, dtype=np.uint32)
+        while len(rows):
+            free = table[places] == 0
+            table[places[free]] = rows[free]
+            left = table[places] != rows
+            rows, places = rows[left], (places[left] + 1) & mask
+        self._index, self._mask = array("I", table.tobytes()), mask

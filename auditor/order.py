@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 KEPT: Final = 256
+NOBODY: Final = -(2**63)
 
 Place = tuple[int, int, bytes, int]
 """−score, instant reached (µs), user id, player number: sorts as the board does."""
@@ -27,6 +28,8 @@ class Leaders:
         self._count_all = count_all
         self._places: list[Place] = []
         self._complete = True
+        self.bound = NOBODY
+        """Whoever has fewer points than this is not held, and would not be."""
 
     def move(self, before: Place | None, after: Place | None) -> None:
         """A player has left one place and taken another; None is no place."""
@@ -41,6 +44,7 @@ class Leaders:
             if len(places) > KEPT:
                 places.pop()
                 self._complete = False
+        self._set_bound()
 
     def first(self, wanted: int, without: Collection[int]) -> list[Place]:
         """The first `wanted` places of those who are not in `without`."""
@@ -48,8 +52,12 @@ class Leaders:
         if len(found) < wanted and not self._complete:
             self._places = self._count_all(KEPT + len(without))
             self._complete = len(self._places) < KEPT + len(without)
+            self._set_bound()
             found = self._of_kept(wanted, without)
         return found
+
+    def _set_bound(self) -> None:
+        self.bound = -self._places[-1][0] if self._places and not self._complete else NOBODY
 
     def _of_kept(self, wanted: int, without: Collection[int]) -> list[Place]:
         found: list[Place] = []

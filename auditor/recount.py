@@ -87,25 +87,21 @@ class Recount:
         Raises:
             ValueError: an instant that is none.
         """
-        player = self._number(record.player)
-        action_hash = hash(record.action_id)
+        player = self._numbers.get(record.player, -1)
+        if player < 0:
+            player = self._number(record.player)
         received_us = instant_us(record.received_at)
-        state = (ACCEPTED if record.verdict == "accepted" else 0) | (DECIDED if record.decision else 0)
-        row = self.actions.find(player, action_hash)
-        if row < 0:
-            self._last_row[player] = row = self.actions.add(
-                player,
-                action_hash,
-                record.points,
-                received_us,
-                record.revision,
-                state,
-                self._last_row[player],
-            )
-            if state & ACCEPTED:
-                self._gain(player, record.points, received_us, record.revision)
-            return None
-        return self._again(row, player, record, received_us, state)
+        state = ACCEPTED if record.verdict == "accepted" else 0
+        if record.decision:
+            state |= DECIDED
+        points, revision, last = record.points, record.revision, self._last_row
+        row = self.actions.enter(player, record.action_id, points, received_us, revision, state, last[player])
+        if row >= 0:
+            return self._again(row, player, record, received_us, state)
+        last[player] = len(self.actions) - 1
+        if state & ACCEPTED:
+            self._gain(player, points, received_us, revision)
+        return None
 
     def _again(self, row: int, player: int, record: Judged, received_us: int, state: int) -> Wrong | None:
         actions = self.actions
@@ -127,20 +123,28 @@ class Recount:
         return f"{self.users[player] or record.player} {record.action_id}"
 
     def _gain(self, player: int, points: int, received_us: int, revision: int) -> None:
-        before = self._place(player)
         first = not self._accepted[player]
+        if not points and not first:
+            self._accepted[player] += 1
+            if not self._with_points[player]:
+                # Which of several worthless actions was first is in the ledger, not in the topics.
+                self._unordered.add(player)
+            return
+        score = self.scores[player]
+        # Far down nobody's place is held, and a change of it changes nothing that is.
+        far_down = score < self._leaders.bound > score + points and not first
+        before = None if far_down else self._place(player)
         self._accepted[player] += 1
-        if points:
-            self._set_score(player, self.scores[player] + points)
-            if not self._with_points[player] or received_us > self.reached[player]:
-                self.reached[player] = received_us
-            self._with_points[player] += 1
-        elif first:
+        if first or not self._with_points[player] or received_us > self.reached[player]:
             self.reached[player] = received_us
-        elif not self._with_points[player]:
-            # Which of several worthless actions was first is in the ledger, not in the topics.
-            self._unordered.add(player)
-        if points or first:
+        if points:
+            self._set_score(player, score + points)
+            self._with_points[player] += 1
+        if far_down:
+            self.touched.add(player)
+            if revision > self.last_changed:
+                self.last_changed = revision
+        else:
             self._moved(player, before, revision)
 
     def _from_rows(self, player: int, revision: int) -> None:
@@ -159,7 +163,10 @@ class Recount:
 
     def _set_score(self, player: int, score: int) -> None:
         # No ledger holds a larger one: the board will differ, and that is what is to be seen.
-        self.scores[player] = min(max(score, _LEAST), _MOST)
+        try:
+            self.scores[player] = score
+        except OverflowError:
+            self.scores[player] = _MOST if score > 0 else _LEAST
 
     def person(self, key: str, person: Person | None, revision: int, now_s: float) -> None:
         """Take one record of `player`; None says that they were erased.
