@@ -8,8 +8,10 @@ UV := $(BIN)/uv
 ARGS ?=
 PYTEST_ARGS ?=
 SERVICES ?= embedded
+MINUTES ?= 10
+SEED ?=
 
-.PHONY: up test lint bench lock clean help
+.PHONY: up test lint bench faults soak lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +33,13 @@ bench: $(VENV)/.dev ## the published numbers again; options as ARGS="…"
 	@for file in bench/*.py; do \
 		case "$$file" in */_*) continue;; esac; \
 		echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+faults: $(VENV)/.dev ## every row of the fault matrix, each fault often; renews docs/reliability.md
+	THOROUGH=1 FAULTS_RESULTS=tests/faults/results.json $(BIN)/pytest tests/faults -m "long or not long" $(PYTEST_ARGS); \
+		result=$$?; $(BIN)/python -m tests.faults.table; exit $$result
+
+soak: $(VENV)/.dev ## faults at random: MINUTES=10 SEED=7
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lock: $(VENV)/.uv ## resolve the requirements again
 	for name in bootstrap dev runtime; do \

@@ -33,7 +33,7 @@ PROGRESS = 25
 
 REST_S = 60.0
 Position = tuple[str, int]
-Want = Literal["503", "unanswered", "redelivered", "duplicates", "again"]
+Want = Literal["503", "unanswered", "redelivered", "repeated", "duplicates", "again"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +315,17 @@ class Scene:
             assert process.pid != pid
         self.healed()
 
+    def judged_between(self, begin_s: float, end_s: float) -> int:
+        """Actions whose revision was committed then."""
+        zero_s = self.rig.began_unix_s
+        return int(
+            self.rig.one(
+                "SELECT count(*) FROM revisions JOIN ledger USING (batch)"
+                " WHERE committed_at BETWEEN to_timestamp(%s) AND to_timestamp(%s)",
+                (zero_s + begin_s, zero_s + end_s),
+            )
+        )
+
     # counting
 
     def observe(self, **what: Any) -> None:
@@ -438,9 +449,8 @@ class _Before:
             "unanswered": statuses[0],
             "again": counts.again - self.again,
             "duplicates": world.topics.duplicates - self.duplicates,
-            "redelivered": sum(
-                _redelivered(world.rig[name].log, begin) for name, begin in self._logs.items()
-            ),
+            "redelivered": self._said(world, "redelivered"),
+            "repeated": self._said(world, "repeated"),
         }
         if statuses[503]:
             result.observed["slowest_503_s"] = round(counts.slowest_refusal_s, 1)
@@ -450,6 +460,10 @@ class _Before:
         if odd:
             result.wrong.append(f"I-11: answers {odd}")
         _speeds(world, result, self.begun_s, scene)
+
+    def _said(self, world: World, what: str) -> int:
+        """What the stream's logs say of its batches since the row began, added up."""
+        return sum(_added_up(world.rig[name].log, begin, what) for name, begin in self._logs.items())
 
 
 def _must_have_been_seen(row: Row, result: Result) -> None:
@@ -462,17 +476,16 @@ def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _redelivered(log: Path, begin: int) -> int:
-    """Records the stream says it had read before, by its log from here on."""
-    if not log.exists() or log == Path("/dev/null"):
+def _added_up(log: Path, begin: int, what: str) -> int:
+    """A field of the batches in a worker's log, from here on, added up."""
+    if not log.is_file():
         return 0
     total = 0
     with log.open("rb") as file:
         file.seek(begin)
         for line in file:
-            if b"batch_judged" in line:
-                with_fields = json.loads(line)
-                total += with_fields.get("redelivered", 0) + with_fields.get("repeated", 0)
+            if b'"batch_judged"' in line and line.endswith(b"\n"):
+                total += json.loads(line).get(what, 0)
     return total
 
 

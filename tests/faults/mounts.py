@@ -42,6 +42,7 @@ def small_disk(where: Path, *, mib: int, owner_of: Path | None = None) -> Iterat
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)], check=True)
     try:
         subprocess.run(["cp", "-a", f"{kept}/.", str(where)], check=True)
+        os.chown(where, about.st_uid, about.st_gid)
         shutil.rmtree(kept)
         yield where
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from core.actions import fingerprint
@@ -92,14 +92,14 @@ def move_group(rig: Rig, offsets: dict[int, int]) -> None:
         asked = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(GROUP, places)])
         try:
             result = asked[GROUP].result(timeout=10)
-        except Exception:
-            # The members that are gone are not gone for the broker yet.
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.3)
-            continue
-        assert all(place.error is None for place in result.topic_partitions), result
-        return
+            refused = [place.error.str() for place in result.topic_partitions if place.error is not None]
+        except KafkaException as error:
+            refused = [str(error)]
+        if not refused:
+            return
+        # The members that are gone are not gone for the broker yet.
+        assert time.monotonic() < deadline_s, refused[0]
+        time.sleep(0.3)
 
 
 def delete_records(rig: Rig, before: dict[int, int], topic: str = SUBMITTED.name) -> None:

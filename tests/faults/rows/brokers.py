@@ -95,7 +95,7 @@ def retention_passes(scene: Scene) -> None:
     "records are written again, in another order, past the door",
     "I-3 I-15",
     fast=True,
-    wants={"redelivered"},
+    wants={"repeated"},
 )
 def written_again(scene: Scene) -> None:
     scene.progress(100)

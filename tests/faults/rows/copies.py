@@ -145,7 +145,7 @@ def out_of_memory(scene: Scene) -> None:
             try:
                 client.set("witness", "x" * 1000)
             except RedisError as error:
-                return "OOM" in str(error)
+                return "maxmemory" in str(error)
             return False
 
         with scene.broken(

@@ -58,7 +58,7 @@ def slow(scene: Scene) -> None:
         scene.progress()
 
 
-@row("N-5", "Postgres hears the stream, its answers vanish", "I-3 I-4", fast=True, wants={"again"})
+@row("N-5", "Postgres hears the stream, its answers vanish", "I-3 I-4", fast=True, wants={"redelivered"})
 def answers_of_postgres_vanish(scene: Scene) -> None:
     _answers_vanish(scene, "stream-postgres", times=scene.times(3, 8))
 

@@ -15,7 +15,7 @@ def ingest_killed(scene: Scene) -> None:
     scene.kill("ingest", scene.times(4, 10))
 
 
-@row("P-3", "the stream is killed, again and again", "I-1 I-4 I-9", fast=True, wants={"again"})
+@row("P-3", "the stream is killed, again and again", "I-1 I-4 I-9", fast=True)
 def stream_killed(scene: Scene) -> None:
     scene.kill("stream", scene.times(3, 20))
 
