@@ -49,8 +49,6 @@ class Conversations:
     ) -> None:
         await send({"type": "websocket.accept", "subprotocol": admitted.subprotocol, "headers": []})
         socket: PreparedSocket = scope["extensions"][EXTENSION]
-        # The protocol has pings of its own, which tell the client as well that we are there.
-        socket.stop_keepalive()
         socket.closing = CENTRIFUGE
         conversation = Conversation(self._house, socket, knock, admitted)
         self._open[conversation] = None

@@ -120,10 +120,11 @@ class Feed:
             deliver=self._deliver,
             fetch_wait_ms=MEMORY_FETCH_WAIT_MS if settings.kafka_kind == "memory" else FETCH_WAIT_MS,
         )
+        self.sockets = Sockets(self.hub, self.admission, ping_interval_s=settings.ping_interval_s)
         self._server: Server = server_for(
-            feed_app(Sockets(self.hub, self.admission), self.conversations, self.streams),
-            ping_interval_s=settings.ping_interval_s,
+            feed_app(self.sockets, self.conversations, self.streams),
             trusted_proxies=settings.trusted_proxies,
+            drain_s=settings.drain_s,
         )
         self._moved_at_s = time.monotonic()
 
@@ -183,6 +184,7 @@ class Feed:
         while True:
             self._moved_at_s = time.monotonic()
             self.hub.sweep(time.time())
+            self.sockets.sweep()
             self.conversations.sweep(time.time())
             self.streams.sweep()
             await asyncio.sleep(SWEEP_S)

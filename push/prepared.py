@@ -10,6 +10,7 @@ tests/push/test_prepared.py pins them.
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from asyncio.transports import BaseTransport
 from typing import Any, Final, cast
@@ -38,6 +39,10 @@ UNACKNOWLEDGED_MS: Final = 30_000
 
 TCP_USER_TIMEOUT: Final = 18
 """Linux's number; Python names it there only."""
+
+PING_BYTES: Final = 4
+PING_HEAD: Final = bytes((0x89, PING_BYTES))
+PONG_HEAD: Final = bytes((0x8A, 0x80 | PING_BYTES))
 
 CLOSE_GRACE_S: Final = 10.0
 """How long the other side may take to read and answer a close frame before the connection is cut.
@@ -115,6 +120,16 @@ class PreparedSocket(WebSocketsSansIOProtocol):
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
+    def visit(self) -> None:
+        """Ping the other side; one that has not answered the last ping is gone."""
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
+        if self.pending_ping_payload is not None:
+            self.keepalive_timeout()
+            return
+        self.pending_ping_payload = random.randbytes(PING_BYTES)
+        self.transport.write(PING_HEAD + self.pending_ping_payload)
+
     def _leave(self) -> None:
         readers, self._readers = self._readers, ()
         if self._hub is not None:
@@ -126,6 +141,14 @@ class PreparedSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         _bound_buffers(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        # Almost all that readers ever say. That something else looks like it is as good as impossible:
+        # it would have to be a piece of a message, alone in its packet, that bears this very payload.
+        if self.pending_ping_payload is not None and _is_pong(data, self.pending_ping_payload):
+            self.pending_ping_payload = None
+        else:
+            super().data_received(data)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -172,6 +195,14 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         super().shutdown()
         # A reader that does not read would keep the process waiting.
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
+
+
+def _is_pong(data: bytes, payload: bytes) -> bool:
+    """Whether this is one whole, masked pong with this payload (RFC 6455 §5.2)."""
+    if len(data) != len(PONG_HEAD) + 4 + PING_BYTES or not data.startswith(PONG_HEAD):
+        return False
+    mask, masked = data[2:6], data[6:]
+    return int.from_bytes(mask) ^ int.from_bytes(masked) == int.from_bytes(payload)
 
 
 def _bound_buffers(transport: asyncio.Transport) -> None:

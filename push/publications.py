@@ -1,9 +1,10 @@
 """Publications as Kafka brings them: every partition of `board.changed`, no group, a thread.
 
-Reading begins with the last record of each partition, so that a fresh process knows what the
-last change was, and goes on from there. Nothing is committed anywhere: where a reader of the
-feed stands is told by positions, not by offsets. What Kafka loses or delays is brought by the
-comparison with the standings (`push.comparison`), so no error here ends anything.
+Reading begins with some earlier records of each partition, so that a fresh process knows what the
+last change was and can bring forward who comes from another replica; then it goes on. Nothing is
+committed anywhere: where a reader of the feed stands is told by positions, not by offsets. What
+Kafka loses or delays is brought by the comparison with the standings (`push.comparison`), so no
+error here ends anything.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from core.errors import Unreadable
 from core.feed import Publication
 from core.topics import BOARD_CHANGED, MAX_RECORD_BYTES
 from service import logs
+
+EARLIER_RECORDS: Final = 64
+"""How many records of each partition are read from before the start: a few seconds' worth of a busy
+board, in which a client finds its way from one replica to another."""
 
 _BATCH: Final = 200
 _POLL_S: Final = 0.2
@@ -134,7 +139,7 @@ class Publications:
                 self._hand_over(batch, loop)
 
     def _assign(self, consumer: Any) -> dict[int, tuple[int, int]]:
-        """Take every partition, each from its last record; where each starts and where it ends."""
+        """Take every partition, each from some earlier record; where each starts and where it ends."""
         while not self._stopping.is_set():
             try:
                 described = consumer.list_topics(self._topic, timeout=_ASK_TIMEOUT_S).topics[self._topic]
@@ -145,7 +150,7 @@ class Publications:
                     low, high = consumer.get_watermark_offsets(
                         TopicPartition(self._topic, partition), timeout=_ASK_TIMEOUT_S
                     )
-                    starts[partition] = (max(low, high - 1), high)
+                    starts[partition] = (max(low, high - EARLIER_RECORDS), high)
                 consumer.assign([TopicPartition(self._topic, p, start) for p, (start, _) in starts.items()])
             except KafkaException as error:
                 self._note(error.args[0])

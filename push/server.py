@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
 import re
+import socket
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from litestar import Litestar, asgi
@@ -23,7 +26,10 @@ from push.streams import Streams
 DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
 """What the default board's three paths speak."""
 
-_STREAM = re.compile(r"/v1/boards/([a-z0-9-]{1,64})/stream")
+DRAIN_GAP_S: Final = 0.002
+"""Between two connections that a stop closes, where there are few."""
+
+_STREAM: Final = re.compile(r"/v1/boards/([a-z0-9-]{1,64})/stream")
 
 MAX_MESSAGE_BYTES = 32 * 1024
 """Longest message of a client, unpacked: a token of 8 KB and some channels fit."""
@@ -40,9 +46,33 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    drain_s = 0.0
+    """Over how long a stop spreads the closing of connections, at most."""
+
     def stop(self) -> None:
-        """Close every socket with 1012, then end."""
+        """Take no more connections, close those there are for a restart, then end."""
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but the connections are closed one after the other.
+
+        Readers connect again as soon as they are closed: all at once they would be a storm for
+        the other replicas.
+        """
+        for listening in self.servers:
+            listening.close()
+        for bound in sockets or []:
+            bound.close()
+        connections = list(self.server_state.connections)
+        random.shuffle(connections)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        gap_s = min(self.drain_s / max(1, len(connections)), DRAIN_GAP_S)
+        for n, connection in enumerate(connections):
+            if (early_s := began_s + n * gap_s - loop.time()) > 0:
+                await asyncio.sleep(early_s)
+            connection.shutdown()
+        await super().shutdown(sockets)
 
 
 def feed_app(sockets: Sockets, conversations: Conversations, streams: Streams) -> Litestar:
@@ -90,7 +120,12 @@ def _is_websocket(scope: Scope) -> bool:
     return kind == "websocket"
 
 
-def server_for(app: ASGIApp, *, ping_interval_s: float = 20.0, trusted_proxies: Iterable[str] = ()) -> Server:
+def server_for(
+    app: ASGIApp,
+    *,
+    trusted_proxies: Iterable[str] = (),
+    drain_s: float = 1.0,
+) -> Server:
     """A server for this app, not listening yet.
 
     `trusted_proxies` are the addresses or networks whose forwarded headers are believed.
@@ -98,14 +133,14 @@ def server_for(app: ASGIApp, *, ping_interval_s: float = 20.0, trusted_proxies: 
     to instead is `push.prepared`'s.
     """
     trusted = list(trusted_proxies)
-    return Server(
+    server = Server(
         uvicorn.Config(
             app,
             http=Doorstep,
             ws=PreparedSocket,
             ws_max_size=MAX_MESSAGE_BYTES,
-            ws_ping_interval=ping_interval_s,
-            ws_ping_timeout=ping_interval_s,
+            # Whoever serves a socket pings it.
+            ws_ping_interval=None,
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -119,3 +154,5 @@ def server_for(app: ASGIApp, *, ping_interval_s: float = 20.0, trusted_proxies: 
             timeout_graceful_shutdown=2,
         )
     )
+    server.drain_s = drain_s
+    return server

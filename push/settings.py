@@ -70,12 +70,16 @@ class Settings:
     ping_interval_s: float = 20.0
     """Seconds between pings; a reader that does not answer one within as long is gone."""
 
+    drain_s: float = 1.0
+    """Over how long a stop spreads the closing of its sockets, so that readers do not come back all at
+    once. The process ends within three seconds more."""
+
     compare_interval_s: float = 1.0
     """How often what is shown is compared with the standings."""
 
     def __post_init__(self) -> None:
         intervals = self.frame_gap_ms, self.compare_interval_s, self.ping_interval_s
-        if min(intervals) <= 0 or self.tick_ms < 0:
+        if min(intervals) <= 0 or self.tick_ms < 0 or self.drain_s < 0:
             raise ValueError("intervals must be greater than 0")
         limits = (
             self.max_sockets_per_address,

@@ -17,6 +17,7 @@ from push.admission import Admission, Admitted, Entrance, Knock
 from push.channels import Dialect
 from push.close_codes import CloseCode
 from push.hub import UNREADABLE_MESSAGE, Hub
+from push.keepalive import Rounds
 from push.prepared import EXTENSION, PreparedSocket
 from service import logs, tracing
 
@@ -36,9 +37,19 @@ class Sockets:
     """Serves every socket of the process. One is refused while its period has not been loaded."""
 
     def __init__(
-        self, hub: Hub, admission: Admission, *, clock_s: Callable[[], float] = time.monotonic
+        self,
+        hub: Hub,
+        admission: Admission,
+        *,
+        ping_interval_s: float = 20.0,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hub, self._admission, self._clock_s = hub, admission, clock_s
+        self._rounds = Rounds(ping_interval_s, clock_s=clock_s)
+
+    def sweep(self) -> None:
+        """Ping who is due, close who has not answered. Call it about twice a second."""
+        self._rounds.sweep()
 
     async def serve(
         self, scope: Mapping[str, Any], receive: Receive, send: Send, dialect: Dialect, period: str
@@ -73,6 +84,7 @@ class Sockets:
             socket, dialect, period, user_id=admitted.user_id, expires_at_s=admitted.expires_at_s
         )
         socket.attach(self._hub, reader)
+        self._rounds.add(socket)
         opened_at_s, said = self._clock_s(), 0
         _log.debug("socket_opened", dialect=dialect.name, user_id=admitted.user_id)
         window_began_s = opened_at_s
@@ -91,6 +103,7 @@ class Sockets:
                     )
             code = message.get("code")
         finally:
+            self._rounds.remove(socket)
             self._hub.leave(reader)
             _log.info(
                 "socket_closed",

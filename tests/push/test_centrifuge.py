@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from core import scopes
+from core.errors import Unavailable
+from push import conversation
 from tests.push.conftest import GOOD_TICKET, RunFeed, Running
 from tests.push.views import EPOCH, LATER_EPOCH, page, publication
 
@@ -385,3 +388,128 @@ async def test_a_new_epoch_makes_a_listener_begin_anew(run_feed: RunFeed) -> Non
 
     assert told["code"] >= 2500, "so that a client subscribes again by itself"
     assert (again["recovered"], again["epoch"]) == (False, LATER_EPOCH)
+
+
+# limits, silence and slowness
+
+
+async def test_a_fresh_replica_brings_forward_who_comes_from_another(run_feed: RunFeed) -> None:
+    async def earlier(running: Running) -> None:
+        await running.publish(*(publication(revision) for revision in range(1, 6)))
+        running.standings.page_now = page(5)
+
+    async with run_feed(before=earlier) as running, connected(running) as client:
+        since = {"recover": True, "epoch": EPOCH, "offset": 2}
+        subscribed = (await client.ask(subscribe={"channel": "board:main"} | since))["subscribe"]
+
+    assert subscribed["recovered"]
+    assert [pub["offset"] for pub in subscribed["publications"]] == [3, 4, 5]
+
+
+async def test_a_user_has_so_many_sockets_and_no_more(run_feed: RunFeed) -> None:
+    async with run_feed(max_sockets_per_user=1) as running:
+        async with connected(running, "ada"), connected(running, "ben"), opened(running) as third:
+            await third.say({"connect": {"token": "ada"}})
+            code = await third.close_code()
+        await running.until(lambda: not running.feed.connections)
+        async with connected(running, "ada") as again:
+            assert again
+
+    assert code == (3429, "connection limit")
+
+
+async def test_a_full_process_takes_no_more_sockets(run_feed: RunFeed) -> None:
+    async with run_feed(max_sockets=1) as running, connected(running):
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(running.url + PATH)
+
+    assert refused.value.response.status_code == 503
+    assert refused.value.response.headers["Retry-After"] == "5"
+
+
+async def test_so_many_channels_and_no_more(run_feed: RunFeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "MOST_CHANNELS", 1)
+    async with run_feed() as running, connected(running, "ada") as client:
+        await client.ask(subscribe={"channel": "board:main"})
+        reply = await client.ask(subscribe={"channel": "user:ada"})
+
+    assert reply["error"]["code"] == 106
+
+
+async def test_who_says_too_much_is_closed(run_feed: RunFeed) -> None:
+    async with run_feed() as running, connected(running) as client:
+        await client.say(*({"ping": {}} for _ in range(conversation.COMMANDS_MOST)))
+
+        assert await client.close_code() == (3013, "too many requests")
+
+
+async def test_who_does_not_answer_pings_is_closed(run_feed: RunFeed) -> None:
+    async with run_feed(ping_interval_s=0.3) as running, opened(running) as client:
+        await client.ask(connect={})
+        heard = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                heard.append(await asyncio.wait_for(client.socket.recv(), 20))
+
+    assert heard == ["{}"]
+    assert client.socket.close_code == 3012
+
+
+async def test_who_never_connects_is_closed(run_feed: RunFeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "CONNECT_WITHIN_S", 0.3)
+    async with run_feed() as running, opened(running) as client:
+        assert (await client.close_code())[0] == 3012
+
+
+async def test_a_token_that_is_not_renewed_ends_the_connection(
+    run_feed: RunFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "REFRESH_WITHIN_S", 0.3)
+    async with run_feed() as running, connected(running, "ada;;1") as client:
+        assert await client.close_code() == (3005, "connection expired")
+
+
+async def test_a_token_is_renewed_for_the_same_user_alone(run_feed: RunFeed) -> None:
+    async with run_feed() as running, connected(running, "ada;;60") as client:
+        renewed = (await client.ask(refresh={"token": "ada;;600"}))["refresh"]
+        expired = await client.ask(refresh={"token": "expired"})
+        await client.say({"refresh": {"token": "ben;;600"}})
+        code = await client.close_code()
+
+    assert renewed["expires"] is True
+    assert renewed["ttl"] > 500
+    assert expired["error"]["code"] == 109
+    assert code[0] == 3500
+
+
+async def test_a_reader_that_was_away_gets_one_publication_that_covers_all(run_feed: RunFeed) -> None:
+    async with run_feed(tick_ms=300) as running, connected(running) as client:
+        await client.ask(subscribe={"channel": "board:main"})
+        await running.publish(*(publication(n, user_id=f"u{n % 3}") for n in range(2, 40)))
+        seen, score_of = 1, {}
+        while seen < 39:
+            data = (await client.push())["data"]
+            assert data["previous"] == seen
+            assert data["revision"] - data["previous"] == data["changed_count"]
+            score_of |= {change["user_id"]: change["score"] for change in data["changed"]}
+            seen = data["revision"]
+
+    assert score_of == {"u0": 39, "u1": 37, "u2": 38}
+
+
+async def test_verdicts_wait_while_the_ledger_is_away(run_feed: RunFeed) -> None:
+    async with run_feed() as running, connected(running, "ada") as client:
+        await client.ask(subscribe={"channel": "user:ada"})
+        running.ledger.away = Unavailable("gone")
+        running.ledger.judge("ada", "a-1", revision=2)
+        await asyncio.sleep(0.5)
+        refused = await client.ask(unsubscribe={"channel": "user:ada"})
+        again = await client.ask(subscribe={"channel": "user:ada"})
+        running.ledger.away = None
+        since = {"recover": True, "epoch": EPOCH, "offset": 1}
+        await client.ask(subscribe={"channel": "user:ada"} | since)
+        told = await client.push()
+
+    assert refused["unsubscribe"] == {}
+    assert again["error"]["temporary"] is True
+    assert told["data"]["receipt"]["action_id"] == "a-1"
