@@ -87,7 +87,7 @@ class PageRoutes:
 
     async def about(self, request: Request) -> Reply:
         """`{"feed": base URL or null, "types": [{"type", "points"} or {"type", "min", "max"}]}`."""
-        types = self._catalogues.current.types.values()
+        types = sorted(self._catalogues.current.types.values(), key=_most_telling_first)
         shown = {"feed": self._feed_url, "types": [_type(each) for each in types]}
         return Reply(200, msgspec.json.encode(shown), [_ASK_ANEW], cacheable=True)
 
@@ -138,6 +138,11 @@ def _policy(feed_url: str | None) -> bytes:
         f"default-src 'self'; connect-src 'self'{feed}; img-src 'self' data:; object-src 'none'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ).encode()
+
+
+def _most_telling_first(each: ActionType) -> tuple[bool, int, str]:
+    """What needs no points of the client's before what does, the dearest first."""
+    return each.points is None, -(each.points or 0), each.name
 
 
 def _type(each: ActionType) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import { about, receipt as askFor, send } from "./api.js";
 import { Account } from "./account.js";
 import { Chart, timeOfDay } from "./chart.js";
-import { shown } from "./exact.js";
+import { shown, shownChange } from "./exact.js";
 import { Feed } from "./feed.js";
 import { ActionForm } from "./form.js";
 import { Live } from "./live.js";
@@ -25,7 +25,9 @@ const FEED_MISSED_MS = 2_500;
 const openedAt = Date.now();
 
 const live = new Live(() => show(null));
-const rows = new Rows(byId("rows"), (userId) => live.choose(userId));
+/** Whose line was asked for; without anybody it is one's own, else the leader's. */
+let picked = "";
+const rows = new Rows(byId("rows"), (userId) => live.choose((picked = userId)));
 const own = new OwnPlace(byId("own"));
 const chart = new Chart(byId("chart"));
 startTheme(() => chart.repaint());
@@ -83,6 +85,8 @@ const show = paced(() => {
   rows.show(view, moved, { own: token?.userId ?? null, chosen });
   showPosition(view);
   own.show(view, token, live.own);
+  const rank = live.own?.entry?.rank;
+  document.title = token && rank ? `${ordinal(rank)} · Trueboard` : "Trueboard";
   if (before) speak(before, view);
   byId("more").hidden = view.count <= TOP;
   byId("count").textContent = counted(view.count, "player");
@@ -90,9 +94,12 @@ const show = paced(() => {
   showPlayer();
 }, SHOW_GAP_MS);
 
-/** Who the line is of: as chosen, else oneself, else who leads. @param {import("./standings.js").View} view */
-const chosenId = (view) =>
-  live.chosenId || (live.own?.entry ? live.ownId : account.token ? "" : (view.entries[0]?.user_id ?? ""));
+/** Who the line is of. @param {import("./standings.js").View} view */
+const chosenId = (view) => {
+  if (picked) return picked;
+  if (account.token && live.own?.entry !== null) return live.ownId;
+  return live.chosenId && live.chosenId !== account.token?.userId ? live.chosenId : (view.entries[0]?.user_id ?? "");
+};
 
 /** @param {import("./standings.js").View} view */
 const showPosition = ({ revision, epoch, digest }) => {
@@ -185,11 +192,11 @@ const showPlayer = () => {
   byId("player-score").textContent = shown(entry.score);
   chart.show([xs, scores]);
   const since = timeOfDay(openedAt);
-  const gained = scores.length ? BigInt(Math.round(scores.at(-1))) - BigInt(Math.round(scores[0])) : 0n;
+  const { points, steps } = live.histories.gained(userId, openedAt);
   byId("chart-summary").textContent =
-    gained === 0n
+    steps === 0
       ? `No change since ${since}, when this page was opened.`
-      : `${gained > 0n ? "+" : "−"}${counted(gained > 0n ? gained : -gained, "point")} in ${counted(live.histories.changes(userId, openedAt), "step")} since ${since}, when this page was opened.`;
+      : `${shownChange(points)} ${points === 1n || points === -1n ? "point" : "points"} in ${counted(steps, "step")} since ${since}, when this page was opened.`;
 };
 
 // beginning ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 // Scores and points are numbers where they are exact as numbers, else strings of digits; what is
 // here takes both.
 
-const LARGE = /((?:score|points)":)(-?\d{16,})/g;
+const LARGE = /((?:score|points)":\s*)(-?\d{16,})/g;
 
 /**
  * JSON text with every large score as a string. The quotation mark before the colon is one that
@@ -24,12 +24,6 @@ export const exactSocket = () =>
   };
 
 /** @typedef {number | string} Score */
-
-/**
- * @param {Score} one
- * @param {Score} other
- */
-export const difference = (one, other) => BigInt(one) - BigInt(other);
 
 const plain = new Intl.NumberFormat("en");
 const signed = new Intl.NumberFormat("en", { signDisplay: "always" });

@@ -49,7 +49,7 @@ export class Feed {
     });
     this.client = client;
     client.on("connecting", ({ code }) => this.listener.state(code === 0 ? "connecting" : "away"));
-    client.on("error", () => this.listener.state("away"));
+    client.on("error", () => client.state === "connected" || this.listener.state("away"));
     client.on("disconnected", ({ code }) => this.#ended(client, code, token));
 
     const board = client.newSubscription(BOARD, { minResubscribeDelay: SOONEST_MS, maxResubscribeDelay: LATEST_MS });
@@ -59,6 +59,11 @@ export class Feed {
       this.listener.state("live");
     });
     board.on("publication", ({ data }) => this.listener.publication(data));
+    board.on("unsubscribed", () => {
+      if (client !== this.client) return;
+      this.listener.state("away");
+      this.again = setTimeout(() => board.subscribe(), AGAIN_MS);
+    });
     board.subscribe();
 
     if (token) {

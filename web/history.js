@@ -60,10 +60,16 @@ export class Histories {
     }
   }
 
-  /** How often a player's score changed since `fromMs`, as far as it was seen. @param {string} userId @param {number} fromMs */
-  changes(userId, fromMs) {
+  /**
+   * By how much and how often a player's score changed since `fromMs`, as far as it was seen.
+   * @param {string} userId
+   * @param {number} fromMs
+   */
+  gained(userId, fromMs) {
     const points = this.players.get(userId) ?? [];
-    return points.filter((point, index) => index > 0 && point.at > fromMs).length;
+    const first = Math.max(0, points.findLastIndex((point) => point.at <= fromMs));
+    const steps = Math.max(0, points.length - 1 - first);
+    return { steps, points: steps ? BigInt(points.at(-1).score) - BigInt(points[first].score) : 0n };
   }
 
   /**

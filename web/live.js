@@ -9,6 +9,7 @@ import { BEFORE_ALL, TOP, compare, later, laterOwn, ownIn, viewOf, viewOfPage } 
 const READ_GAP_MS = 700;
 const READ_EVERY_MS = 3_000;
 const AGAIN_MS = 2_000;
+const WHOLE = 500;
 
 /**
  * @typedef {import("./standings.js").View} View
@@ -44,8 +45,13 @@ export class Live {
   feedIs(state) {
     const was = this.feed;
     this.feed = state;
-    if (state === "live") this.trouble = null;
-    else if (was === "live" || this.view === null) this.readPage(null);
+    if (state === "live") {
+      this.trouble = null;
+      // a first verdict may have come while nobody was told
+      if (this.own?.entry === null) this.own = null;
+      this.#follow();
+    }
+    if (state !== "live" && (was === "live" || this.view === null)) this.readPage(null);
     this.changed();
   }
 
@@ -62,7 +68,12 @@ export class Live {
     if (receipt.judged_revision === undefined || receipt.epoch === undefined) return;
     this.#know(receipt);
     if (this.feed !== "live") this.readPage(null);
-    if (receipt.user_id === this.ownId) this.#follow();
+    const { epoch, revision, user_id, rank, score, received_at } = receipt;
+    if (user_id !== this.ownId || rank === null) return;
+    const username = this.own?.entry?.username ?? "";
+    this.own = laterOwn(this.own, { epoch, revision, entry: { rank, user_id, username, score, reached_at: received_at } });
+    this.#follow();
+    this.changed();
   }
 
   /** @param {number} depth */
@@ -124,7 +135,8 @@ export class Live {
       if (!userId) continue;
       if (this.view) this[which] = ownIn(this[which], this.view, userId);
       const known = this[which];
-      if (known === null || compare(known, this.latest) < 0) read(null);
+      // who has no line gets one by a verdict, which is told
+      if (known === null || (known.entry !== null && compare(known, this.latest) < 0)) read(null);
     }
   }
 
@@ -143,9 +155,9 @@ export class Live {
   /** @param {"own" | "chosen"} which */
   async #readPlayer(which) {
     const userId = which === "own" ? this.ownId : this.chosenId;
-    if (!userId || !navigator.onLine) return;
+    if (!userId || !navigator.onLine || this.view === null) return;
     try {
-      const line = await api.player(userId, this.latest);
+      const line = await this.#lineOf(userId, this[which] === null);
       if (userId !== (which === "own" ? this.ownId : this.chosenId)) return;
       this.#know(line);
       this[which] = laterOwn(this[which], line);
@@ -155,6 +167,19 @@ export class Live {
       if (problem instanceof api.Problem && this.feed !== "live") this.#troubled(problem);
       else setTimeout(() => this.#follow(), AGAIN_MS);
     }
+  }
+
+  /**
+   * A player's line. One who may have none is looked for in the whole of a small board, since
+   * browsers note every 404 as an error.
+   * @param {string} userId
+   * @param {boolean} mayHaveNone
+   */
+  async #lineOf(userId, mayHaveNone) {
+    if (!mayHaveNone || this.view === null || this.view.count > WHOLE) return api.player(userId, this.latest);
+    const page = await api.standings(WHOLE, this.latest);
+    if (page.next !== null) return api.player(userId, this.latest);
+    return ownIn(null, viewOfPage(page), userId);
   }
 
   /** @param {any} problem */

@@ -28,7 +28,7 @@ export class OwnPlace {
     const written = JSON.stringify([entry, said, settled, token.name]);
     if (written === this.written) return;
     this.written = written;
-    const name = entry?.username ?? token.name;
+    const name = entry?.username || token.name;
     this.place.dataset.settled = String(settled);
     this.place.replaceChildren(
       make("span", "own-rank", entry ? shown(entry.rank) : "–"),

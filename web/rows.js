@@ -170,8 +170,8 @@ export class Rows {
   #play(wanted, seen) {
     // read all, then write all: one layout
     const paths = wanted.map((row) => {
-      const running = row.glide?.playState === "running";
-      if (running) row.glide.cancel();
+      if (row.glide?.playState === "running") row.glide.cancel();
+      row.element.classList.remove("is-rising");
       return { row, top: row.element.getBoundingClientRect().top };
     });
     for (const { row, top } of paths) {
