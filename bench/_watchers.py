@@ -29,7 +29,7 @@ DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate; client_max_windo
 
 LOOK_EVERY_S: Final = 0.02
 
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 180.0
 _SETTLE_S: Final = 10.0
 _SOURCES: Final = Path(__file__).parent
 

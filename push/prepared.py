@@ -1,10 +1,10 @@
 """Sockets that take prepared frames, and the HTTP doorstep before them.
 
 `PreparedSocket` is uvicorn's WebSocket protocol with one thing more: the hub may write a ready
-frame straight to its transport, and hears when the socket is full and when it drains. The
-handshake, pings, reading and closing stay uvicorn's. It leans on attributes of uvicorn 0.54
-that are not promised (`transport`, `close_sent`, `conn`, `queue`, …);
-tests/push/test_prepared.py pins them.
+frame straight to its transport, and hears when the socket is full and when it drains; and it is
+pinged by whoever serves it (`push.keepalive`). The handshake, reading and closing stay uvicorn's.
+It leans on attributes of uvicorn 0.54 that are not promised (`transport`, `close_sent`, `conn`,
+`queue`, …); tests/push/test_prepared.py pins them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 
 import pytest
@@ -47,7 +48,7 @@ def test_everybody_is_visited_once_an_interval() -> None:
 
     assert {len(member.visits) for member in members} == {5}
     for member in members:
-        gaps = [after - before for before, after in zip(member.visits, member.visits[1:], strict=False)]
+        gaps = [after - before for before, after in itertools.pairwise(member.visits)]
         assert gaps == pytest.approx([20.0] * 4, abs=0.3)
 
 

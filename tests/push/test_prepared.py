@@ -44,7 +44,9 @@ def bare() -> Any:
         "conn",
         "disconnected",
         "handshake_complete",
+        "keepalive_timeout",
         "loop",
+        "pending_ping_payload",
         "queue",
         "read_paused",
         "transport",
@@ -60,6 +62,7 @@ def test_a_socket_has_the_attributes_leant_on(bare: Any, attribute: str) -> None
     [
         (WebSocketsSansIOProtocol, "connection_made", ["self", "transport"]),
         (WebSocketsSansIOProtocol, "connection_lost", ["self", "exc"]),
+        (WebSocketsSansIOProtocol, "data_received", ["self", "data"]),
         (WebSocketsSansIOProtocol, "handle_connect", ["self", "event"]),
         (WebSocketsSansIOProtocol, "pause_writing", ["self"]),
         (WebSocketsSansIOProtocol, "resume_writing", ["self"]),
