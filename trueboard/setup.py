@@ -124,6 +124,7 @@ def _definitions(settings: SetupSettings) -> None:
     from storage.histories import Histories
     from storage.postgres import definitions
 
+    catalogue_toml = _catalogue(settings.catalogue)
     # A restored ledger begins its new epoch before anything is written into it.
     histories = Histories(
         postgres_url=settings.postgres_url,
@@ -136,7 +137,7 @@ def _definitions(settings: SetupSettings) -> None:
         histories.settle()
     finally:
         histories.close()
-    definitions.apply(settings.postgres_url, _catalogue(settings.catalogue))
+    definitions.apply(settings.postgres_url, catalogue_toml)
 
 
 def _catalogue(path: Path | None) -> bytes:

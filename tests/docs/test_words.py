@@ -19,9 +19,6 @@ NOT_YET = re.compile(r"\*\*Not yet\*\*|\*\*not yet\*\*|## Not there yet")
 """A line with it, or a section, may name what is not there."""
 
 NOT_SERVED = {"/connection/websocket", "/v1/boards/{board}/stream"}
-NOT_THERE = {"new-epoch"}
-"""Commands that are named, and marked as not there yet."""
-
 BEYOND_SETTINGS = {
     "TRUEBOARD_DATA",
     "TRUEBOARD_FORBID_SKIPS",
@@ -60,8 +57,6 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]] | None:
 @everywhere
 def test_commands_and_their_options_exist(page: str):
     for words in calls(page):
-        if words[0] in NOT_THERE:
-            continue
         found = command_of(words)
         assert found is not None, f"{page}: there is no `trueboard {' '.join(words)}`"
         command, rest = found
@@ -69,10 +64,6 @@ def test_commands_and_their_options_exist(page: str):
         for word in rest:
             option = re.match(r"\[?(--[a-z-]+)", word)
             assert option is None or option[1] in known, f"{page}: `trueboard {' '.join(words)}`"
-
-
-def test_a_command_that_is_said_not_to_be_there_is_not_there():
-    assert NOT_THERE.isdisjoint(trueboard.list_commands(click.Context(trueboard)))
 
 
 def test_every_command_and_every_option_of_up_is_described():
