@@ -22,6 +22,7 @@ from core.topics import SUBMITTED
 from ingest.backlog import Backlog
 from ingest.patience import within
 from ingest.ports import Delivery, Markers, Position, Receipts, Replies, Standings
+from service import failpoints
 from service.tracing import Trace
 from storage.redis.markers import Marker
 
@@ -36,8 +37,10 @@ _SCORE_BUDGET_S = 2.2
 _FIRST_POLL_S = 0.1
 _MOST_POLL_S = 0.8
 
-_CE_SOURCE: Final = b"/ingest"
-_CE_TYPE: Final = SUBMITTED.name.encode()
+_CE_VERSION: Final = ("ce_specversion", b"1.0")
+_CE_SOURCE: Final = ("ce_source", b"/ingest")
+_CE_TYPE: Final = ("ce_type", SUBMITTED.name.encode())
+_CONTENT_TYPE: Final = ("content-type", b"application/json")
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -246,8 +249,10 @@ class Submitting:
         return Outcome(record, replayed, judged, waited)
 
     async def _publish(self, record: SubmittedRecord, trace: Trace, *, reply: bool) -> None:
-        key, value, headers = self._item(record, trace, reply=reply)
+        key, value, headers = self._item(record, trace.header.encode(), reply=reply)
+        failpoints.reach("ingest.publishing")
         await self._delivery.send(SUBMITTED.name, key, value, headers)
+        failpoints.reach("ingest.published")
 
     async def _send_many(
         self,
@@ -257,11 +262,12 @@ class Submitting:
     ) -> None:
         if not sending:
             return
+        traceparent = trace.header.encode()
         failures: Sequence[Unavailable | None]
         try:
             self._backlog.check()
             failures = await self._delivery.send_many(
-                SUBMITTED.name, [self._item(record, trace, reply=False) for _, record, _ in sending]
+                SUBMITTED.name, [self._item(record, traceparent, reply=False) for _, record, _ in sending]
             )
         except Unavailable as error:
             failures = [error] * len(sending)
@@ -279,18 +285,18 @@ class Submitting:
             self._markers.remember(confirmed)
 
     def _item(
-        self, record: SubmittedRecord, trace: Trace, *, reply: bool
+        self, record: SubmittedRecord, traceparent: bytes, *, reply: bool
     ) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
         """Key, value and headers: CloudEvents in binary mode, the trace, and who waits."""
         user = record.user_id.encode()
         headers = [
-            ("ce_specversion", b"1.0"),
+            _CE_VERSION,
             ("ce_id", user + b":" + record.action_id.encode()),
-            ("ce_source", _CE_SOURCE),
-            ("ce_type", _CE_TYPE),
+            _CE_SOURCE,
+            _CE_TYPE,
             ("ce_time", record.received_at.encode()),
-            ("content-type", b"application/json"),
-            ("traceparent", trace.header.encode()),
+            _CONTENT_TYPE,
+            ("traceparent", traceparent),
         ]
         if reply:
             headers.append(("reply_to", self._replies.instance.encode()))

@@ -24,6 +24,7 @@ from ingest.ports import Claims
 from ingest.requests import SINGLE_BYTES, Read, Reply, Request, read_body
 from ingest.submission import Offer, Tolerance, accept
 from ingest.submitting import Outcome, Submitting
+from service import failpoints
 
 
 class Contract(ABC):
@@ -132,6 +133,7 @@ class Taking:
             # Who repeats it under this id cannot count twice, even if it was written after all.
             request.extra.append((b"trueboard-action", record.action_id.encode()))
             raise error
+        failpoints.reach("ingest.marked")
         request.waited = outcome.waited
         request.outcome, request.code = outcome_words(outcome)
         return await contract.answer(outcome)

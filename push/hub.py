@@ -22,6 +22,7 @@ from core.feed import View
 from push.channels import BURST, Chained, Channel, Cohort, Dialect, Reader, Sink
 from push.close_codes import CloseCode
 from push.sequencing import Step
+from service import failpoints
 from service.metrics import FRAMES_MERGED, WEBSOCKET_CONNECTIONS
 
 SLOT_MS: Final = 10.0
@@ -306,6 +307,7 @@ class Hub:
             if view is None:
                 return 0
         frame = channel.frame(cohort, view)
+        failpoints.reach("push.encoded")
         if isinstance(dialect, Chained) and dialect.keeps:
             cohort.kept = channel.publication(pace.seen)
         merged = pace.saw(channel.sequence.version) * len(cohort.readers)
@@ -313,6 +315,7 @@ class Hub:
         # A socket that becomes full leaves its cohort while this goes on.
         for reader in tuple(cohort.readers):
             reader.sink.write(frame)
+        failpoints.reach("push.written")
         # The last was written ms after the first.
         pace.spoke(self._clock_ms(), gap_ms)
         return merged

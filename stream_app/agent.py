@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from core.errors import Unavailable
-from service import logs, metrics
+from service import failpoints, logs, metrics
 from storage.kafka.dead_letters import DeadLetters
 from storage.postgres.ledger import Overtaken
 from stream_app import intake
@@ -169,9 +169,11 @@ class Stream:
                     self._told(tried.outcome, tried.slices)
                 else:
                     todo.extendleft(reversed(tried))
+        failpoints.reach("stream.told")
         for stream, event in group:
             if id(event) not in dropped:
                 await stream.ack(event)
+        failpoints.reach("stream.acknowledged")
 
     async def _parts_after(self, piece: Piece, error: Exception) -> list[Piece]:
         """What to try in the place of a piece that raised; nothing where waiting is all there is.
@@ -209,6 +211,7 @@ class Stream:
 
     def _carried_out(self, log: int, piece: Piece) -> Done:
         """In the judging thread: decode, set aside, judge and write."""
+        failpoints.reach("stream.fetched")
         begun_s = time.perf_counter()
         joined: dict[int, list[Any]] = {}
         for run in piece.runs:
@@ -225,6 +228,7 @@ class Stream:
             dead += letters
         if dead:
             self._dead_letters.send(dead)
+            failpoints.reach("stream.letters_sent")
         outcome = self._judge.carry_out(log, slices)
         # Only now: a step that has to be repeated counts once.
         self._in_a_row.update(in_a_row)

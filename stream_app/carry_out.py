@@ -18,6 +18,7 @@ import psycopg
 from core import words
 from core.errors import TrueboardError
 from core.rates import Judgement, Rules
+from service import failpoints
 from storage.postgres import definitions
 from storage.postgres.contents import Content
 from storage.postgres.definitions import Definitions
@@ -168,6 +169,7 @@ class Judge:
         self, log: int, slices: Sequence[Slice], bounded: bool, involved: list[Person]
     ) -> Outcome:
         with self.ledger.batch([piece.partition for piece in slices]) as batch:
+            failpoints.reach("ledger.locked")
             rules = self._current(batch)
             incoming, redelivered = _in_step(batch, log, slices)
             aside = _set_aside_before(batch, log, redelivered)
@@ -181,6 +183,7 @@ class Judge:
             }
             incoming, redelivered = self._without_erased(batch, slices, incoming, redelivered, runs)
             people, found, fresh = self._who(batch, incoming, runs)
+            failpoints.reach("ledger.interned")
             involved += people
             existing = (
                 batch.existing(
@@ -203,6 +206,7 @@ class Judge:
                 max_late_us=self._max_late_us,
                 max_early_us=self._max_early_us,
             )
+            failpoints.reach("ledger.judged")
             appended, delta = _write(batch, log, slices, plan, renamed, fresh)
             outcome = Outcome(
                 None if appended is None else appended.position,
@@ -224,6 +228,8 @@ class Judge:
                 )
             if appended is not None:
                 self._on_numbered(appended.position)
+            failpoints.reach("ledger.numbered")
+        failpoints.reach("ledger.committed")
         for piece in slices:
             next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
             self._people.moved(piece.partition, next_offset)
@@ -444,6 +450,7 @@ def _write(
     number = batch.next_batch() if plan.judged or renamed else 0
     if plan.judged:
         batch.insert_rows(number, plan.rows)
+        failpoints.reach("ledger.rows_written")
     for piece in slices:
         progress = batch.progress[piece.partition]
         passed = {o: why for o, why in piece.unreadable.items() if o >= progress.next_offset}
@@ -468,6 +475,7 @@ def _write(
     if plan.presence:
         players = sorted(plan.presence)
         deltas.append(batch.add_presence(period, players, [plan.presence[player] for player in players]))
+    failpoints.reach("ledger.entries_changed")
     moved = {}
     for piece in slices:
         progress = batch.progress[piece.partition]
@@ -475,6 +483,7 @@ def _write(
             moved[piece.partition] = Progress(log, piece.last + 1, piece.last_fingerprint)
     if moved:
         batch.move_progress(moved)
+        failpoints.reach("ledger.progress_moved")
     delta = merged(period, deltas)
     if not number:
         return None, delta

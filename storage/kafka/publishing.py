@@ -21,6 +21,7 @@ from core.errors import Unavailable
 from core.leading import CAPACITY, Leading
 from core.ranking import Entry
 from core.times import format_us
+from service import failpoints
 from storage.followers import At
 from storage.kafka.topic_ids import topic_id
 from storage.postgres import arrays, connections, contents, deltas
@@ -112,6 +113,7 @@ class Publisher:
                     self._send(self._held(content.at) or content)
                 sent = len(found)
             self._await_acknowledgements()
+            failpoints.reach("topics.sent")
             if time.monotonic() - self._saved_at_s >= SAVE_EVERY_S:
                 self._save()
             return bool(sent)
@@ -168,6 +170,7 @@ class Publisher:
                 "  saved_at = excluded.saved_at",
                 (_CURSOR, self._at.epoch, self._at.revision, msgspec.json.encode(self._topic_ids).decode()),
             )
+        failpoints.reach("topics.saved")
         self._saved, self._saved_at_s = self._at, time.monotonic()
 
     # Sending -------------------------------------------------------------------------------
@@ -202,6 +205,7 @@ class Publisher:
     def _send(self, content: Content) -> None:
         assert self._producer is not None
         produce = self._producer.produce
+        failpoints.reach("topics.sending")
         epoch, revision = content.at.epoch, content.at.revision
         committed_at = format_us(content.committed_us)
         try:

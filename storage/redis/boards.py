@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from core import ids
 from core.errors import Unavailable
 from core.ranking import order_key
-from service import metrics
+from service import failpoints, metrics
 from storage.followers import At
 from storage.postgres import arrays, connections, deltas, epochs
 from storage.postgres.connections import Connection
@@ -156,7 +156,9 @@ class BoardCopy:
             )
         last = links[-1]
         self.lag_revisions = len(links)
+        failpoints.reach("boards.applying")
         said = self._run(self._apply, [self._z, self._m, self._meta], _apply_arguments(at, last, changes))
+        failpoints.reach("boards.applied")
         if said == b"broken":
             self._build_for("broken")
         elif said == b"ok":
@@ -241,6 +243,7 @@ class BoardCopy:
             after = after_next
             self._filled(self._run(self._fill, filling, [page, token, LIFETIME_S, pack(_rows(rows))]), token)
             page += 1
+            failpoints.reach("boards.page_filled")
         with self._cursor() as cursor:
             # No page holds anything later than this; up to here the deltas have to be caught up.
             least = deltas.head(cursor, self.period) or start
@@ -266,11 +269,13 @@ class BoardCopy:
                 and sum(link.changes for link in links) < deltas.MOST_CHANGES
             ):
                 break
+        failpoints.reach("boards.swapping")
         said = self._run(
             self._swap,
             [self._z, self._m, self._meta, *build_keys, lease],
             [token, page, at.at.epoch, at.at.revision, at.at.digest, at.count],
         )
+        failpoints.reach("boards.swapped")
         if said not in (b"ok", b"newer"):
             raise Unavailable(f"{self.period}: the build was {said.decode()}", code="board_rebuilding")
 
