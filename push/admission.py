@@ -75,6 +75,8 @@ class Admitted:
     address_key: str
     subprotocol: str | None
     identity: Identity | None = None
+    seated: bool = False
+    """Whether it counts among its user's sockets; who says later who it is, is seated then."""
 
     @property
     def user_id(self) -> str:
@@ -150,12 +152,7 @@ class Admission:
         self._within(refusals, cost=0)
         held = self._open.get(key, 0)
         if held >= allowed.sockets:
-            raise Refused(
-                "rate_limited",
-                f"This address has {held} sockets open; more are not allowed.",
-                status_code=429,
-                headers={"Retry-After": "5"},
-            )
+            raise _too_many("This address")
         if self._sockets >= self._most_sockets:
             raise Unavailable("This process has as many sockets open as it may.", retry_after_s=5)
         # Counted before anything is awaited: handshakes in parallel must not overtake the count.
@@ -171,6 +168,8 @@ class Admission:
 
     def release(self, admitted: Admitted) -> None:
         self._give_back(admitted.address_key)
+        if admitted.seated:
+            self.unseat(admitted.user_id)
 
     async def identify(self, token: str, knock: Knock) -> Identity:
         """Who brings this token, or `ticket.<ticket>`, over a socket that is open already.
@@ -221,9 +220,13 @@ class Admission:
         if entrance is Entrance.PUBLIC or (entrance is Entrance.EITHER and not _says_who(knock)):
             return Admitted(key, subprotocol)
         identity = await self._who(knock)
-        if entrance is Entrance.READERS and scopes.BOARDS_READ not in identity.scopes:
+        if entrance is Entrance.EITHER:
+            return Admitted(key, subprotocol, identity)
+        if scopes.BOARDS_READ not in identity.scopes:
             raise Refused("forbidden", f"The token lacks the scope {scopes.BOARDS_READ}.", status_code=403)
-        return Admitted(key, subprotocol, identity)
+        if not self.seat(identity.user_id):
+            raise _too_many("This user")
+        return Admitted(key, subprotocol, identity, seated=True)
 
     async def _who(self, knock: Knock) -> Identity:
         authorization = knock.all("authorization")
@@ -276,6 +279,15 @@ class Admission:
 def _rule(name: str, key: str, rate_per_s: float) -> Rule:
     """Two seconds' worth at once: a page that reconnects everything is no attack."""
     return Rule(name, key, rate_per_s, max(1, round(rate_per_s * 2)))
+
+
+def _too_many(who: str) -> Refused:
+    return Refused(
+        "rate_limited",
+        f"{who} has as many sockets open as are allowed.",
+        status_code=429,
+        headers={"Retry-After": "5"},
+    )
 
 
 def _tickets(knock: Knock) -> list[str]:

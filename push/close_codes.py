@@ -37,17 +37,17 @@ class CloseCode(IntEnum):
     TOO_MANY = 4429
     """The client sent too much: wait, then connect again."""
 
-    CROWDED = 4430
-    """The user has too many sockets open: close one, or wait, then connect again."""
+    CROWDED = 3429
+    """Of a Centrifuge client: the user has too many sockets open. Close one, or come again later."""
 
-    UNREADABLE = 4400
-    """What the client said is not the protocol: a defect in the client."""
+    BAD_TOKEN = 3500
+    """Of a Centrifuge client: the token is not good. Connecting again with it changes nothing."""
 
-    BAD_TOKEN = 4402
-    """The token is not good: connecting again with it changes nothing."""
+    UNREADABLE = 3501
+    """Of a Centrifuge client: what it said is not the protocol. A defect in the client."""
 
-    UNSUPPORTED = 4405
-    """What the client sent is not taken here: sending it again changes nothing."""
+    UNSUPPORTED = 3508
+    """Of a Centrifuge client: what it sent is not taken here. Sending it again changes nothing."""
 
 
 Wording = Mapping[CloseCode, tuple[int, str]]
@@ -55,15 +55,11 @@ Wording = Mapping[CloseCode, tuple[int, str]]
 
 OURS: Final[Wording] = {
     CloseCode.RESTART: (1012, "restart"),
-    CloseCode.UNREADABLE: (4400, "unreadable"),
     CloseCode.UNAUTHENTICATED: (4401, "token_expired"),
-    CloseCode.BAD_TOKEN: (4402, "invalid_token"),
     CloseCode.FORBIDDEN: (4403, "forbidden"),
-    CloseCode.UNSUPPORTED: (4405, "unsupported"),
     CloseCode.TOO_LATE: (4408, "timeout"),
     CloseCode.SLOW: (4410, "slow"),
     CloseCode.TOO_MANY: (4429, "rate_limited"),
-    CloseCode.CROWDED: (4430, "connection_limit"),
 }
 
 CENTRIFUGE: Final[Wording] = {

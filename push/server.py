@@ -19,17 +19,20 @@ from core.words import MAIN_PERIOD
 from push.channels import Dialect
 from push.conversations import Conversations
 from push.prepared import Doorstep, PreparedSocket
-from push.protocols import centrifuge, leaderboard, scoreboard, scores
+from push.protocols import centrifuge, leaderboard, scoreboard, scores, sse
 from push.sockets import Sockets, refuse
 from push.streams import Streams
 
 DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
 """What the default board's three paths speak."""
 
+FEED_PATHS: Final = (*(dialect.path for dialect in DIALECTS), centrifuge.PATH, sse.PATH)
+"""Every path that the feed serves."""
+
 DRAIN_GAP_S: Final = 0.002
 """Between two connections that a stop closes, where there are few."""
 
-_STREAM: Final = re.compile(r"/v1/boards/([a-z0-9-]{1,64})/stream")
+_STREAM: Final = re.compile(sse.PATH.replace("{board}", "([a-z0-9-]{1,64})"))
 
 MAX_MESSAGE_BYTES = 32 * 1024
 """Longest message of a client, unpacked: a token of 8 KB and some channels fit."""

@@ -14,6 +14,7 @@ from typing import Final
 from core.feed import Position
 from push.channels import Chained
 
+PATH: Final = "/v1/boards/{board}/stream"
 NAME: Final = "sse"
 MEDIA_TYPE: Final = "text/event-stream"
 HEARTBEAT: Final = b":\n\n"

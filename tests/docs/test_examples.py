@@ -45,7 +45,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
     script = "\n".join(block.text for block in pages.blocks(page, "sh"))
     programs = {"trueboard": f"{sys.executable} -P -m trueboard", "python": sys.executable}
     script = re.sub(r"\.venv/bin/(\w+)", lambda match: programs[match[1]], script)
-    script = script.replace("http://127.0.0.1:8080", stack.http)
+    script = script.replace("http://127.0.0.1:8080", stack.http).replace("http://127.0.0.1:8081", stack.feed)
     if "replay git ." in script:
         # a checkout need not have its history
         repository = Made.at(tmp_path / "repository.git")

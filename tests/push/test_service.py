@@ -508,3 +508,17 @@ async def test_an_unknown_path_refuses_the_handshake(run_feed: RunFeed) -> None:
         status, problem, _ = await _refusal(running.url + "/ws/elsewhere")
 
     assert (status, problem["code"]) == (404, "not_found")
+
+
+async def test_a_user_has_so_many_sockets_and_no_more(run_feed: RunFeed) -> None:
+    url = "/ws/leaderboard"
+    async with run_feed(max_sockets_per_user=1) as running:
+        async with connect(running.url + url, additional_headers=_bearer("ada")):
+            status, problem, _ = await _refusal(running.url + url, additional_headers=_bearer("ada"))
+            async with connect(running.url + url, additional_headers=_bearer("ben")):
+                pass
+        await running.until(lambda: not running.feed.connections)
+        async with connect(running.url + url, additional_headers=_bearer("ada")) as again:
+            assert await _next(again)
+
+    assert (status, problem["code"]) == (429, "rate_limited")
