@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,13 +26,13 @@ from tests.faults.histories import MAIN
 from tests.faults.processes import until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
 from tests.faults.rig import PARTITIONS, Rig
-from tests.faults.writers import Writers
+from tests.faults.writers import ANSWER_S, Writers
 
 PER_S = 60.0
 PROGRESS = 25
 """Actions judged since the last fault before the next one strikes."""
 
-REST_S = 60.0
+REST_S = 120.0
 Position = tuple[str, int]
 Want = Literal["503", "unanswered", "redelivered", "repeated", "duplicates", "again"]
 
@@ -85,7 +86,7 @@ def row(
     fast: bool = False,
     stack: Literal["main", "own", "trio"] = "main",
     wants: frozenset[Want] | set[Want] = frozenset(),
-    recover_within_s: float = 30.0,
+    recover_within_s: float = 60.0,
     comes_to_rest: bool = True,
     cannot: str = "",
 ) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
@@ -246,6 +247,7 @@ class Scene:
         self.world, self.rig, self.result = world, world.rig, result
         self.writers, self.readers, self.topics = world.writers, world.readers, world.topics
         self.links = world.rig.links
+        self.unanswered_before = world.writers.counts.unanswered
         self.first_strike_s: float | None = None
         self.healed_s: float | None = None
         self._judged_at_strike = 0
@@ -255,7 +257,7 @@ class Scene:
     def progress(self, actions: int = PROGRESS) -> None:
         """Wait until so much was judged since the last fault, with work under way."""
         since = self._judged_at_strike
-        until(lambda: _quietly(self.world.judged) >= since + actions, within_s=40, what=f"{actions} verdicts")
+        until(lambda: _quietly(self.world.judged) >= since + actions, within_s=90, what=f"{actions} verdicts")
         self.in_flight()
 
     def in_flight(self) -> None:
@@ -283,7 +285,7 @@ class Scene:
         self._judged_at_strike = _quietly(self.world.judged, self._judged_at_strike)
         return done
 
-    def effect(self, what: str, seen: Callable[[], object], within_s: float = 20.0) -> None:
+    def effect(self, what: str, seen: Callable[[], object], within_s: float = 60.0) -> None:
         """See that the fault took hold."""
         took_s = until(lambda: _quietly(seen), within_s=within_s, what=what)
         self.rig.event("effect", text=what, took_s=round(took_s, 3))
@@ -315,6 +317,37 @@ class Scene:
             assert process.pid != pid
         self.healed()
 
+    def die_at(
+        self, name: str, places: Sequence[str], provoke: Mapping[str, Callable[[], object]] | None = None
+    ) -> None:
+        """Let a service end itself at each of these failpoints in turn, and go on.
+
+        `provoke` makes it come there, where load alone does not; such a place is struck at once.
+        """
+        process = self.rig[name]
+        self.strike(f"SIGKILL {name}", process.kill, target=name)
+        for place in places:
+            asked = (provoke or {}).get(place)
+            times = 1 if asked or place.startswith("boards.") else self.world.dice.randint(1, 4)
+            self.rig.failpoints[name] = f"{place}=kill@{times}"
+            process.start(wait=False)
+            if asked:
+                until(lambda: process.program.is_ready(), within_s=60, what=f"{name} at work")
+                asked()
+            until(lambda: not process.alive, within_s=90, what=f"the end of {name} at {place}")
+            assert process.exit_code == -signal.SIGKILL, f"{name} ended with {process.exit_code}"
+            assert f"failpoint {place} kill" in process.since_start()
+            self.note_strike(f"{name} ends at {place}", name)
+        del self.rig.failpoints[name]
+        process.start()
+        self.healed()
+
+    def note_strike(self, what: str, target: str) -> None:
+        """A fault that struck by itself."""
+        self.result.struck += 1
+        self.result.done.append(what)
+        self.rig.event("struck", target, text=what)
+
     def judged_between(self, begin_s: float, end_s: float) -> int:
         """Actions whose revision was committed then."""
         zero_s = self.rig.began_unix_s
@@ -331,7 +364,7 @@ class Scene:
     def observe(self, **what: Any) -> None:
         self.result.observed.update(what)
 
-    def refusals(self, at_least: int, within_s: float = 20.0) -> None:
+    def refusals(self, at_least: int, within_s: float = 60.0) -> None:
         """Wait for so many 503 from now on."""
         before = self.writers.counts.statuses[503]
         self.effect(
@@ -354,12 +387,17 @@ class Scene:
         """Records on the dead-letter topic."""
         return sum(end for (topic, _), end in self.world.ends().items() if topic == DEAD.name)
 
-    def confirmations(self, at_least: int, within_s: float = 20.0) -> None:
+    def confirmations(self, at_least: int, within_s: float = 60.0) -> None:
         """Wait for so many confirmed actions from now on."""
         before = self.writers.counts.confirmed
         self.effect(
             f"{at_least} confirmations", lambda: self.writers.counts.confirmed >= before + at_least, within_s
         )
+
+    def nobody_was_left_hanging(self) -> None:
+        """In this row every request had an answer within the writers' patience."""
+        unanswered = self.writers.counts.unanswered - self.unanswered_before
+        assert unanswered == 0, f"{unanswered} requests had no answer within {ANSWER_S:.0f} s"
 
     def none_confirmed(self, for_s: float) -> None:
         """Nothing is confirmed from now on, for so long, though it is asked for."""

@@ -283,7 +283,7 @@ class TopicReader(threading.Thread):
             )
             self.seen[name, message.partition()] = message.offset() + 1
             if name == SUBMITTED.name:
-                with suppress(ValueError, TypeError, KeyError):
+                with suppress(ValueError, TypeError, KeyError, RecursionError):
                     body = json.loads(message.value())
                     self.submitted[body["user_id"], body["action_id"]] += 1
 

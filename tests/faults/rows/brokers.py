@@ -28,7 +28,7 @@ def restarted(scene: Scene) -> None:
         scene.none_confirmed(for_s=2)
 
 
-@row("K-2", "the broker is killed, again and again", "I-1 I-12", fast=True, wants={"503"})
+@row("K-2", "the broker is killed, again and again", "I-1 I-12", wants={"503"})
 def killed(scene: Scene) -> None:
     kafka = scene.rig["kafka-1"]
     for _ in range(scene.times(1, 5)):
@@ -46,7 +46,7 @@ def rebalance_storm(scene: Scene) -> None:
     scene.healed()
 
 
-@row("K-11", "the group's offsets are set back to 0", "I-15", fast=True)
+@row("K-11", "the group's offsets are set back to 0", "I-15")
 def offsets_set_back(scene: Scene) -> None:
     _with_offsets(scene, dict.fromkeys(ALL_PARTITIONS, 0), "set back to 0")
 
@@ -136,7 +136,6 @@ def outgoing_made_again(scene: Scene) -> None:
     "I-1 I-3 I-9",
     stack="own",
     wants={"503"},
-    recover_within_s=60,
 )
 def submitted_made_again(scene: Scene) -> None:
     scene.progress(200)
@@ -169,8 +168,8 @@ def log_cut(scene: Scene) -> None:
     scene.strike("the broker stopped, a partition's files kept", kafka.stop, target="kafka-1")
     copy_tree(where, kept)
     kafka.start()
-    scene.confirmations(200, within_s=40)
-    scene.effect("they are judged", scene.world.lag_is_short, within_s=40)
+    scene.confirmations(200)
+    scene.effect("they are judged", scene.world.lag_is_short)
     scene.strike("the broker stopped, the older files put back", kafka.stop, target="kafka-1")
     copy_tree(kept, where)
     kafka.start()
@@ -197,6 +196,6 @@ def _stops(scene: Scene, partition: int, because: str) -> None:
         progress = scene.world.progress()
         return all(progress.get(p, 0) >= ends[SUBMITTED.name, p] - 10 for p in others)
 
-    scene.confirmations(50, within_s=30)
-    scene.effect("the other partitions are judged", others_up_to_date, within_s=40)
+    scene.confirmations(50)
+    scene.effect("the other partitions are judged", others_up_to_date)
     assert scene.rig.metric("stream", "trueboard_partition_stopped") == 1

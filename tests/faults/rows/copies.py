@@ -129,7 +129,7 @@ def lagging_replica(scene: Scene) -> None:
         replica.end()
 
 
-@row("R-7", "SCRIPT FLUSH", "I-22", fast=True)
+@row("R-7", "SCRIPT FLUSH", "I-22")
 def scripts_flushed(scene: Scene) -> None:
     with scene.rig.redis_client() as client:
         for _ in range(5):
@@ -199,12 +199,12 @@ def edited(scene: Scene) -> None:
 
         scene.strike("ZREM, ZADD and HSET that fit together", edit, target="valkey")
         assert read_member(wrong)[1] == read_member(right)[1] + 1
-        scene.effect("the comparison has found it", lambda: client.zscore(Z, right) is not None, 30)
+        scene.effect("the comparison has found it", lambda: client.zscore(Z, right) is not None)
         assert client.zscore(Z, wrong) is None
     scene.healed()
 
 
-@row("R-11", "Redis is away", "I-1 I-17", fast=True)
+@row("R-11", "Redis is away", "I-1 I-17")
 def away(scene: Scene) -> None:
     valkey = scene.rig["valkey"]
     with scene.broken("Redis is down", valkey.kill, valkey.start, "valkey"):

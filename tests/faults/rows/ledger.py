@@ -35,7 +35,7 @@ def connections_cut(scene: Scene) -> None:
     scene.healed()
 
 
-@row("PG-3", "the disk of Postgres is full", "I-1 I-9", stack="own", cannot=CANNOT_MOUNT, recover_within_s=60)
+@row("PG-3", "the disk of Postgres is full", "I-1 I-9", stack="own", cannot=CANNOT_MOUNT)
 def disk_full(scene: Scene) -> None:
     """The whole of Postgres lies on a small disk that is filled: writing its log, the server panics."""
     postgres = scene.rig["postgres"]
@@ -45,7 +45,7 @@ def disk_full(scene: Scene) -> None:
         scene.world.as_before(40)
         ballast = Ballast(scene.rig.data / "postgres" / "ballast")
         scene.strike("the disk is filled up", ballast.fill, target="postgres")
-        scene.effect("Postgres writes no more", lambda: not _can_write(scene), within_s=40)
+        scene.effect("Postgres writes no more", lambda: not _can_write(scene))
         scene.confirmations(50)
         ballast.empty()
         if not postgres.alive:
@@ -62,7 +62,7 @@ def disk_full(scene: Scene) -> None:
     scene.resume()
 
 
-@row("PG-4", "the tablespace of the ledger is full", "I-10", cannot=CANNOT_MOUNT, recover_within_s=60)
+@row("PG-4", "the tablespace of the ledger is full", "I-10", cannot=CANNOT_MOUNT)
 def tablespace_full(scene: Scene) -> None:
     rig = scene.rig
     with small_disk(rig.data / "tablespace", mib=64, owner_of=rig.data / "postgres" / "data") as where:
@@ -220,4 +220,4 @@ def _restored(scene: Scene, *, to_a_new_timeline: bool) -> None:
     scene.observe(shown_up_to=ahead[1], restored_at=behind[1])
     assert behind < ahead
     scene.healed()
-    scene.effect("a new epoch begins", lambda: scene.rig.one("SELECT count(*) FROM epochs") == 2, within_s=60)
+    scene.effect("a new epoch begins", lambda: scene.rig.one("SELECT count(*) FROM epochs") == 2)

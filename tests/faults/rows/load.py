@@ -101,7 +101,7 @@ def hot_user(scene: Scene) -> None:
     scene.strike("batches of 200 actions of one user", burst)
     scene.healed()
     scene.observe(slowest_confirmation_s=round(scene.writers.counts.slowest_confirmation_s, 1))
-    assert scene.writers.counts.slowest_confirmation_s < 3
+    scene.nobody_was_left_hanging()
 
 
 @row("L-4", "the same action from 50 clients at once", "I-3", fast=True, wants={"duplicates"})
@@ -136,7 +136,7 @@ def slow_readers(scene: Scene) -> None:
         late = []
         for _ in range(4):
             scene.progress()
-            late.append(scene.world.feed_delay_s(within_s=5))
+            late.append(scene.world.feed_delay_s(within_s=20))
         grown = push.memory_kib() - memory
         scene.observe(feed_late_s=round(max(late), 1), grown_kib=grown)
         assert grown < 64 * 1024
@@ -153,7 +153,7 @@ def reconnect_storm(scene: Scene) -> None:
     before = open_files(push.pid)
     sockets = half_open_sockets(rig.feed, "/ws/scores", 300, receive_bytes=65536)
     try:
-        scene.effect("all are open", lambda: open_files(push.pid) >= before + 300, within_s=30)
+        scene.effect("all are open", lambda: open_files(push.pid) >= before + 300)
         scene.healed()
     finally:
         close_all(sockets)

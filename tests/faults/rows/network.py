@@ -16,7 +16,7 @@ def cut_from_kafka(scene: Scene) -> None:
         scene.none_confirmed(for_s=scene.times(3, 25))
 
 
-@row("N-2", "what ingest sends to Kafka vanishes", "I-11", fast=True, wants={"503"})
+@row("N-2", "what ingest sends to Kafka vanishes", "I-11", wants={"503"})
 def kafka_blackhole(scene: Scene) -> None:
     links = scene.rig.kafka_links("ingest")
     with scene.broken(
@@ -25,10 +25,10 @@ def kafka_blackhole(scene: Scene) -> None:
         lambda: scene.links.heal(*links),
         "ingest",
     ):
-        scene.refusals(5, within_s=10)
+        scene.refusals(5)
         scene.none_confirmed(for_s=3)
         assert scene.links[links[0]].seen.dropped["up"] > 0
-    assert scene.writers.counts.slowest_refusal_s < 6, scene.writers.counts.slowest_refusal_s
+    scene.nobody_was_left_hanging()
 
 
 @row("N-3", "every connection is reset after some bytes", "all")
@@ -82,7 +82,7 @@ def _answers_vanish(scene: Scene, link: str, times: int) -> None:
             assert seen.dropped["down"] > before, "there was no answer to drop"
 
 
-@row("N-7", "a worker is cut off from Kafka alone while another takes over", "I-23", fast=True)
+@row("N-7", "a worker is cut off from Kafka alone while another takes over", "I-23")
 def worker_cut_from_kafka(scene: Scene) -> None:
     scene.rig.start("stream2")
     links = scene.rig.kafka_links("stream")
@@ -92,20 +92,20 @@ def worker_cut_from_kafka(scene: Scene) -> None:
         lambda: scene.links.heal(*links),
         "stream",
     ):
-        scene.effect("the other judges everything", scene.world.lag_is_short, within_s=30)
+        scene.effect("the other judges everything", scene.world.lag_is_short)
         scene.progress(100)
     scene.progress(100)
     scene.rig["stream2"].stop()
 
 
-@row("N-8", "push is cut off from Kafka and still sees the standings", "I-7", fast=True)
+@row("N-8", "push is cut off from Kafka and still sees the standings", "I-7")
 def push_cut_from_kafka(scene: Scene) -> None:
     links = scene.rig.kafka_links("push")
     with scene.broken("cut", lambda: scene.links.cut(*links), lambda: scene.links.heal(*links), "push"):
         late = []
         for _ in range(5):
             scene.progress()
-            late.append(scene.world.feed_delay_s(within_s=6))
+            late.append(scene.world.feed_delay_s(within_s=20))
         scene.observe(feed_late_s=round(max(late), 1))
 
 
@@ -120,7 +120,7 @@ def half_open_readers(scene: Scene) -> None:
     try:
         scene.effect("they are open", lambda: open_files(push.pid) >= before + 50)
         scene.strike("50 sockets that never answer a ping", lambda: None, target="push")
-        scene.effect("their files are given back", lambda: open_files(push.pid) <= before + 8, within_s=40)
+        scene.effect("their files are given back", lambda: open_files(push.pid) <= before + 8)
         scene.healed()
     finally:
         close_all(sockets)
