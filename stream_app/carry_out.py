@@ -177,7 +177,7 @@ class Judge:
                 incoming = [item for item in incoming if (item.partition, item.offset) not in aside]
             runs = {
                 piece.partition: self._people.run_of(
-                    piece.partition, batch.progress[piece.partition].next_offset
+                    piece.partition, log, batch.progress[piece.partition].next_offset
                 )
                 for piece in slices
             }
@@ -232,7 +232,7 @@ class Judge:
         failpoints.reach("ledger.committed")
         for piece in slices:
             next_offset = max(piece.last + 1, batch.progress[piece.partition].next_offset)
-            self._people.moved(piece.partition, next_offset)
+            self._people.moved(piece.partition, log, next_offset)
         self._people.keep(found)
         if appended is not None:
             outcome.content = content_of(

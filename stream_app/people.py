@@ -53,7 +53,7 @@ class People:
         self._batches = 0
         self._young: dict[str, Person] = {}
         self._old: dict[str, Person] = {}
-        self._runs: dict[int, tuple[int, int]] = {}
+        self._runs: dict[int, tuple[int, tuple[int, int]]] = {}
         self._last_run = 0
 
     def __len__(self) -> int:
@@ -65,19 +65,22 @@ class People:
         self._old.clear()
         self._young_rows = 0
 
-    def run_of(self, partition: int, next_offset: int) -> int:
-        """The run this partition is in; a new one if somebody else has moved its progress."""
-        run, expected = self._runs.get(partition, (0, -1))
-        if expected != next_offset:
+    def run_of(self, partition: int, log: int, next_offset: int) -> int:
+        """The run this partition is in; a new one if somebody else has moved its progress.
+
+        Or its log is another: an offset alone may be reached again in a topic made anew.
+        """
+        run, expected = self._runs.get(partition, (0, None))
+        if expected != (log, next_offset):
             self._last_run += 1
             run = self._last_run
-            self._runs[partition] = (run, next_offset)
+            self._runs[partition] = (run, (log, next_offset))
         return run
 
-    def moved(self, partition: int, next_offset: int) -> None:
-        """This worker has committed a batch that moved the partition to `next_offset`."""
+    def moved(self, partition: int, log: int, next_offset: int) -> None:
+        """This worker has committed a batch that moved the partition to `next_offset` of this log."""
         run, _ = self._runs[partition]
-        self._runs[partition] = (run, next_offset)
+        self._runs[partition] = (run, (log, next_offset))
 
     def find(self, user_id: str, partition: int, run: int) -> Person | None:
         """The player, if it was read or written in this run: in another one its name may be another."""

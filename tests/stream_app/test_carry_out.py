@@ -157,6 +157,27 @@ def test_windows_are_read_again_by_a_worker_that_was_away(stream):
     ]  # fmt: skip
 
 
+def test_windows_are_read_again_where_another_log_has_come_as_far(stream):
+    other = world.worker(stream.url)
+    stream.take(*(submitted("ada", f"a{n}", at_us=NOW_US + n * US) for n in range(2)))
+    stream.log = world.Log(topic_id="log-2")
+    world.adopt(stream.url, stream.log, [0])
+    # The offset the first worker left, reached again by another one in another log.
+    stream.take(*(submitted("ada", f"b{n}", at_us=NOW_US + (n + 2) * US) for n in range(2)), by=other)
+    other.ledger.close()
+
+    stream.take(submitted("ada", "c", at_us=NOW_US + 4 * US))
+
+    # The fifth within a minute, where more than three are held.
+    assert stream.verdicts() == {
+        "a0": ("accepted", None),
+        "a1": ("accepted", None),
+        "b0": ("accepted", None),
+        "b1": ("held", "rate"),
+        "c": ("held", "rate"),
+    }
+
+
 def test_a_resubmitted_action_counts_in_no_window_twice(stream):
     for _ in range(6):
         stream.take(submitted("ada", "a1"))
