@@ -174,7 +174,7 @@ const showPlayer = () => {
   byId("player-head").dataset.user = userId;
   if (entry === null) {
     byId("player-title").textContent = "Score over time";
-    byId("player-place").textContent = "Choose a player on the board.";
+    byId("player-place").textContent = live.view?.count === 0 ? "It begins with the first action." : "Choose a player on the board.";
     byId("player-score").textContent = "";
     byId("player-face").hidden = true;
     byId("chart-summary").textContent = "";

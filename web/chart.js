@@ -8,6 +8,7 @@ const NARROWEST_S = 30;
 
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const clockShort = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+const plain = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 /** @param {number} ms */
@@ -62,7 +63,7 @@ export class Chart {
         scales: { x: { time: true, range: wide }, y: { range: roomy } },
         axes: [
           { ...axis, grid: { show: false }, size: 30, space: 76, values: times },
-          { ...axis, size: 46, space: 44, incrs: WHOLE, values: (_, ticks) => ticks.map((at) => compact.format(at)) },
+          { ...axis, size: (_plot, words) => widest(words) * 7 + 22, space: 44, incrs: WHOLE, values: scores },
         ],
         series: [
           {},
@@ -98,6 +99,11 @@ const WHOLE = [1, 2, 5].flatMap((step) => Array.from({ length: 19 }, (_, power) 
 
 const times = (_plot, ticks, _axis, _space, stepS) =>
   ticks.map((at) => (stepS < 60 ? clock : clockShort).format(at * 1000));
+
+/** Short where the steps are large, else to the point. */
+const scores = (_plot, ticks, _axis, _space, step) => ticks.map((at) => (step >= 1000 ? compact : plain).format(at));
+
+const widest = (words) => Math.max(1, ...(words ?? []).map((word) => word.length));
 
 /** At least half a minute, so that the first seconds are no cliff. */
 const wide = (_, from, to) => [Math.min(from, to - NARROWEST_S), to];

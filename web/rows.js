@@ -79,11 +79,11 @@ class Row {
       this.gain.textContent = shownChange(gained);
       this.gain.dataset.way = gained > 0n ? "up" : "down";
     }
-    this.element.classList.remove("has-news");
+    this.element.classList.remove("has-gained");
     void this.element.offsetWidth; // so that the same news twice is seen twice
-    this.element.classList.add("has-news");
+    this.element.classList.toggle("has-gained", gained !== 0n || entered);
     this.news = setTimeout(() => {
-      this.element.classList.remove("has-news");
+      this.element.classList.remove("has-gained");
       this.move.replaceChildren();
       this.move.removeAttribute("role");
       this.move.removeAttribute("aria-label");
