@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -28,7 +30,7 @@ from tests.stream_app.test_on_kafka import (
 from trueboard.devstack.alone import running
 from trueboard.devstack.kafka.jvm import JvmKafka
 from trueboard.devstack.ports import free_port
-from trueboard.resume import CannotResume, resume
+from trueboard.resume import CannotResume, command, resume
 from trueboard.verification import progress
 from trueboard.verification.report import Check
 
@@ -63,7 +65,9 @@ def verified(workers: Workers) -> Check:
     return found
 
 
-def test_records_that_were_never_read_and_are_gone_stop_their_partition_until_it_is_told_to_go_on(workers):
+def test_records_that_were_never_read_and_are_gone_stop_their_partition_until_it_is_told_to_go_on(
+    workers: Workers, tmp_path: Path
+):
     put(workers, 0, *numbered("a", range(5)))
     first = workers.start()
     eventually(lambda: judged_all(workers), workers)
@@ -98,7 +102,17 @@ def test_records_that_were_never_read_and_are_gone_stop_their_partition_until_it
     assert verified(workers).first is None
     with pytest.raises(CannotResume, match="has lost nothing"):
         resumed(skip_lost=True)
-    assert resumed(from_offset=8).lost == 0
+    said = CliRunner().invoke(
+        command,
+        ["0", "--from-offset", "8", "--json", "--data", str(tmp_path / "nothing")],
+        env={
+            "TRUEBOARD_POSTGRES_URL": workers.url,
+            "TRUEBOARD_KAFKA": workers.bootstrap,
+            "TRUEBOARD_KAFKA_KIND": "jvm",
+        },
+        catch_exceptions=False,
+    )
+    assert json.loads(said.stdout) == {"partition": 0, "was": 12, "from_offset": 8, "lost": 0}
     eventually(lambda: judged_all(workers), workers)
     assert len(judged(workers, 0)) == 9
     assert verified(workers).first is None
@@ -146,6 +160,41 @@ def test_a_log_cut_at_its_end_under_a_running_worker_stops_its_partition(
             workers.stop_all()
     finally:
         workers.stop_all()
+
+
+def test_a_worker_with_lag_whose_kafka_is_away_waits_for_it(
+    database: str, redis_db_url: str, broker: JvmKafka, tmp_path: Path
+):
+    definitions.apply(database, world.toml("1", soft=1000, hard=2000, sum_soft=10**9, sum_hard=10**9))
+    workers = Workers(database, redis_db_url, broker.bootstrap, tmp_path)
+    workers.program = ("-m", "tests.stream_app.faulty")
+    try:
+        with running(broker):
+            fresh_topics(broker.bootstrap, partitions=PARTITIONS)
+            put(workers, 0, *numbered("slow", range(12)))
+            worker = workers.start(TRUEBOARD_STUCK_S="5", TRUEBOARD_BATCH_ACTIONS="1")
+            eventually(lambda: judged(workers, 0), workers)
+        # Each look that finds nobody takes 3 s at least, so several are more than what idleness may be.
+        eventually(
+            lambda: worker.poll() is not None or waits(tmp_path) >= 5,
+            workers,
+            within_s=120,
+        )
+
+        assert worker.poll() is None
+        with running(broker):
+            put(workers, 0, "a1")
+            eventually(lambda: "a1" in judged(workers, 0), workers, within_s=120)
+            assert len(judged(workers, 0)) == 13
+            assert worker.poll() is None
+            workers.stop_all()
+    finally:
+        workers.stop_all()
+
+
+def waits(logs: Path) -> int:
+    """How often a worker has looked for its log and found nobody."""
+    return sum(path.read_text().count('"look_waits"') for path in logs.glob("worker-*.log"))
 
 
 def end_of(workers: Workers) -> int:
