@@ -22,7 +22,7 @@ from core.feed import Position, publication_words
 from core.words import is_user_id
 from push import boards
 from push.admission import Admission, Admitted, Identity, Knock
-from push.arrival import arrived
+from push.arrival import Abreast, arrived
 from push.channels import Reader
 from push.close_codes import CloseCode
 from push.hub import Hub
@@ -65,6 +65,7 @@ class House:
     hub: Hub
     admission: Admission
     verdicts: Verdicts
+    abreast: Abreast
     ping_interval_s: float
     clock_s: Callable[[], float] = time.monotonic
     now_s: Callable[[], float] = time.time
@@ -279,6 +280,7 @@ class Conversation:
         hub = self._house.hub
         channel = hub.channels[period]
         asked = _position(request)
+        await self._house.abreast.reach(period)
         if asked is not None and not await arrived(hub, period, asked, ARRIVAL_TIMEOUT_S):
             raise centrifuge.try_again("this replica is behind what you have seen")
         view = channel.sequence.latest

@@ -15,6 +15,7 @@ from core.feed import Publication, View
 from core.words import MAIN_PERIOD
 from push import boards
 from push.admission import AddressLimits, Admission, TakeTicket, Verify
+from push.arrival import Abreast
 from push.comparison import Comparison, StandingsReader
 from push.conversation import House
 from push.conversations import Conversations
@@ -107,10 +108,11 @@ class Feed:
             most_per_user=settings.max_sockets_per_user,
         )
         self.verdicts = sources.verdicts
+        abreast = Abreast(self.hub, sources.standings)
         self.conversations = Conversations(
-            House(self.hub, self.admission, sources.verdicts, settings.ping_interval_s)
+            House(self.hub, self.admission, sources.verdicts, abreast, settings.ping_interval_s)
         )
-        self.streams = Streams(self.hub, self.admission, heartbeat_s=settings.ping_interval_s)
+        self.streams = Streams(self.hub, self.admission, abreast, heartbeat_s=settings.ping_interval_s)
         self.comparison = Comparison(
             self.hub, sources.standings, MAIN_PERIOD, interval_s=settings.compare_interval_s
         )

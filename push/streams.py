@@ -18,7 +18,7 @@ from core.errors import Refused, Unavailable
 from core.feed import Position, publication_words
 from push import boards
 from push.admission import Admission, Admitted, Entrance, Knock
-from push.arrival import arrived
+from push.arrival import Abreast, arrived
 from push.hub import Hub
 from push.prepared import EXTENSION, Doorstep, Stream
 from push.protocols import sse
@@ -45,11 +45,12 @@ class Streams:
         self,
         hub: Hub,
         admission: Admission,
+        abreast: Abreast,
         *,
         heartbeat_s: float,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._hub, self._admission = hub, admission
+        self._hub, self._admission, self._abreast = hub, admission, abreast
         self._heartbeat_s, self._clock_s = heartbeat_s, clock_s
         self._open: dict[Stream, float] = {}
 
@@ -111,6 +112,7 @@ class Streams:
         self._open[stream] = opened_at_s + self._heartbeat_s * random.uniform(0.5, 1.0)
         try:
             stream.write(sse.retry(random.randint(*RETRY_MS)))
+            await self._abreast.reach(period)
             if asked is None or await arrived(self._hub, period, asked, ARRIVAL_TIMEOUT_S):
                 self._follow(stream, period, asked, admitted.expires_at_s)
                 await stream.ended.wait()

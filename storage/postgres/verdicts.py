@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
-from core.errors import Unavailable
 from core.receipts import Judged, Reason
 from core.times import format_us
 from storage.postgres import connections
@@ -63,7 +61,7 @@ class VerdictReader:
         Raises:
             Unavailable: no Postgres.
         """
-        async with self._connection() as connection:
+        async with connections.reading(self._pool) as connection:
             cursor = await connection.execute(
                 "SELECT epoch, revision FROM revisions ORDER BY revision DESC LIMIT 1"
             )
@@ -79,7 +77,7 @@ class VerdictReader:
         Raises:
             Unavailable: no Postgres.
         """
-        async with self._connection() as connection:
+        async with connections.reading(self._pool) as connection:
             cursor = await connection.execute(_RANGE, (revision, REVISIONS_AT_ONCE))
             row = await cursor.fetchone()
             if row is None or row[4] is None:
@@ -89,15 +87,6 @@ class VerdictReader:
             cursor = await connection.execute(_ROWS, batches | {"user_ids": list(user_ids)})
             rows = await cursor.fetchall()
         return Found([_judged(row) for row in rows], upto, (epoch, last_revision))
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        try:
-            with connections.unavailable():
-                async with self._pool.connection() as connection:
-                    yield connection
-        except PoolTimeout as error:
-            raise Unavailable(f"Postgres: {error}") from error
 
 
 def _judged(row: tuple[Any, ...]) -> Judged:

@@ -513,3 +513,22 @@ async def test_verdicts_wait_while_the_ledger_is_away(run_feed: RunFeed) -> None
     assert refused["unsubscribe"] == {}
     assert again["error"]["temporary"] is True
     assert told["data"]["receipt"]["action_id"] == "a-1"
+
+
+async def test_who_begins_is_shown_what_the_standings_show(run_feed: RunFeed) -> None:
+    async with run_feed(compare_interval_s=60) as running, connected(running) as client:
+        running.standings.page_now = page(2)
+        await client.say({"subscribe": {"channel": "board:main"}})
+        await asyncio.sleep(0.1)
+        await running.publish(publication(2))
+        subscribed = (await client.next())["subscribe"]
+
+    assert subscribed["offset"] == subscribed["data"]["revision"] == 2
+
+
+async def test_standings_that_do_not_answer_keep_nobody_waiting(run_feed: RunFeed) -> None:
+    async with run_feed() as running, connected(running) as client:
+        running.standings.error = Unavailable("gone")
+        subscribed = (await client.ask(subscribe={"channel": "board:main"}))["subscribe"]
+
+    assert subscribed["offset"] == 1
