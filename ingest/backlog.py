@@ -17,6 +17,9 @@ from core.errors import Unavailable
 from core.topics import SUBMITTED
 from service import logs, metrics
 
+_LEFT_BEHIND_S = 10.0
+"""A partition that stood still for so long while others moved is stopped: only its own users wait."""
+
 _MOST_NOTES = 4096
 _DRAIN_OVER_S = 10.0
 _UNKNOWN_RETRY_S = 30
@@ -33,6 +36,8 @@ class _Partition:
     confirmed: int = -1
     next_offset: int = 0
     log: int | None = None
+    moved_s: float = -math.inf
+    """When its next offset was last seen to move."""
 
 
 class Backlog:
@@ -47,7 +52,8 @@ class Backlog:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.late = False
-        """The oldest is older than `late_after_s`: nobody is kept waiting."""
+        """The oldest, but for partitions that are stopped, is older than `late_after_s`: nobody is kept
+        waiting."""
         self.oldest_s = 0.0
         self._acknowledged = acknowledged
         self._late_after_s, self._shed_after_s = late_after_s, shed_after_s
@@ -114,6 +120,8 @@ class Backlog:
             partition = self._partitions.setdefault(number, _Partition())
             if partition.log is not None and log != partition.log:
                 self._begin_log(number, partition, log, next_offset)
+            if (log, next_offset) != (partition.log, partition.next_offset):
+                partition.moved_s = self._clock_s()
             partition.log, partition.next_offset = log, next_offset
             while partition.notes and partition.notes[0][0] < next_offset:
                 partition.notes.popleft()
@@ -176,13 +184,19 @@ class Backlog:
         partition.confirmed = end - 1
 
     def _look(self, now_s: float) -> None:
-        oldest_s = 0.0
+        # Of all, and of those whose being late says something about the others.
+        oldest_s = counted_s = 0.0
+        moved_s = max((partition.moved_s for partition in self._partitions.values()), default=-math.inf)
         for partition in self._partitions.values():
             if partition.notes:
-                oldest_s = max(oldest_s, now_s - partition.notes[0][1])
+                age_s = now_s - partition.notes[0][1]
+                oldest_s = max(oldest_s, age_s)
+                stands_still = moved_s - max(partition.moved_s, partition.notes[0][1]) > _LEFT_BEHIND_S
+                if not (stands_still and now_s - moved_s < _LEFT_BEHIND_S):
+                    counted_s = max(counted_s, age_s)
         self.oldest_s = oldest_s
-        self.late = oldest_s > self._late_after_s
-        if self._shedding != (oldest_s > self._shed_after_s):
+        self.late = counted_s > self._late_after_s
+        if self._shedding != (counted_s > self._shed_after_s):
             self._shedding = not self._shedding
             event = "shedding" if self._shedding else "shedding_ended"
             _log.warning(event, oldest_unjudged_s=round(oldest_s, 1))

@@ -223,3 +223,34 @@ def test_a_log_is_looked_at_only_where_actions_wait_for_long() -> None:
     here.pass_time(4)
 
     assert here.backlog.waiting(5) == {}
+
+
+def test_a_stopped_partition_turns_nobody_away_while_the_others_move() -> None:
+    here = Here()
+    here.backlog.judged_up_to({0: (1, 0), 1: (1, 0)})
+    here.confirm(9, partition=0)
+    for second in range(100):
+        here.confirm(second, partition=1)
+        here.pass_time(1)
+        here.backlog.judged_up_to({0: (1, 0), 1: (1, second + 1)})
+
+    here.backlog.check()
+
+    assert here.backlog.oldest_s > 99
+    assert not here.backlog.late
+
+
+def test_when_nothing_moves_any_more_more_are_turned_away() -> None:
+    here = Here()
+    for second in range(30):
+        here.confirm(second, partition=1)
+        here.pass_time(1)
+        here.backlog.judged_up_to({0: (1, 0), 1: (1, second + 1)})
+    here.confirm(9, partition=0)
+    here.confirm(99, partition=1)
+    for _ in range(70):
+        here.pass_time(1)
+        here.backlog.judged_up_to({0: (1, 0), 1: (1, 30)})
+
+    with pytest.raises(Unavailable):
+        here.backlog.check()
