@@ -285,3 +285,14 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **{f"TRUEBOARD_{name}": value for name, value in settings.items()},
     }
+
+
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+CANNOT_FAKE_TIME = "" if FAKETIME else "libfaketime is not installed (apt install libfaketime)"
+
+
+def clock(offset: str | None) -> dict[str, str]:
+    """The environment of a process whose wall clock is wrong by so much, its steady one right; None: both."""
+    if offset is None:
+        return {}
+    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

@@ -30,7 +30,7 @@ from storage.kafka import topics
 from storage.postgres import definitions, migrate
 from tests.acceptance.world import EVERYTHING, TRUSTED, written
 from tests.faults.histories import Event, Run, Transcript, write_one
-from tests.faults.processes import Broker, Listener, Process, environment
+from tests.faults.processes import Broker, Listener, Process, clock, environment
 from tests.faults.proxy import Links, Loop
 from trueboard.devstack.ports import free_port
 from trueboard.devstack.postgres import SETTINGS, Postgres
@@ -88,6 +88,8 @@ class Rig:
         self.events = Transcript(self.run / "events.jsonl")
         self.failpoints: dict[str, str] = {}
         """Of each service, what TRUEBOARD_FAILPOINTS says at its next start."""
+        self.clocks: dict[str, str] = {}
+        """Of each service, by how much its clock is wrong from its next start on, as `+10m`."""
         self._extra: dict[str, dict[str, str]] = {}
         self._prefix: dict[str, list[str]] = {}
         self._taken: set[int] = set()
@@ -219,7 +221,7 @@ class Rig:
         }
         if name in self.failpoints:
             settings["FAILPOINTS"] = self.failpoints[name]
-        return environment(settings)
+        return environment(settings) | clock(self.clocks.get(name))
 
     def tell(self, service: str, **settings: str) -> None:
         """Settings of one service from its next start on; none: as usual."""
@@ -259,6 +261,7 @@ class Rig:
         """What a row left dead or broken: as at the start."""
         self.links.heal()
         self.failpoints.clear()
+        self.clocks.clear()
         self._extra.clear()
         if self["stream2"].alive:
             self["stream2"].end()

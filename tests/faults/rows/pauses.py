@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from datetime import UTC, datetime
 
 from tests.faults.engine import Scene, row
+from tests.faults.processes import CANNOT_FAKE_TIME
 from tests.faults.rig import SESSION_TIMEOUT_S
 
 
@@ -85,3 +88,33 @@ def kafka_paused(scene: Scene) -> None:
         scene.refusals(5)
         scene.none_confirmed(for_s=4)
     scene.nobody_was_left_hanging()
+
+
+@row("Z-7", "the clock of ingest is 10 minutes ahead, and steps back", "I-3", cannot=CANNOT_FAKE_TIME)
+def ingest_ahead(scene: Scene) -> None:
+    _with_clock(scene, "ingest", "+10m")
+
+
+@row("Z-8", "the clock of the stream is an hour ahead, an hour behind", "I-15", cannot=CANNOT_FAKE_TIME)
+def stream_skewed(scene: Scene) -> None:
+    _with_clock(scene, "stream", "+1h")
+    _with_clock(scene, "stream", "-1h")
+
+
+def _with_clock(scene: Scene, name: str, offset: str) -> None:
+    rig, process = scene.rig, scene.rig[name]
+    rig.clocks[name] = offset
+    scene.strike(f"{name} started anew with its clock at {offset}", process.stop, target=name)
+    process.start()
+    scene.effect("it takes that for the time", lambda: _skewed(process.last_lines(1)))
+    scene.progress(100)
+    del rig.clocks[name]
+    scene.strike(f"{name} started anew with its clock right", process.stop, target=name)
+    process.start()
+    scene.healed()
+
+
+def _skewed(line: str) -> bool:
+    """Whether a line of a log is of another time."""
+    written_at = datetime.fromisoformat(json.loads(line)["time"])
+    return abs((written_at - datetime.now(UTC)).total_seconds()) > 300
