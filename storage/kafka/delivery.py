@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -46,22 +46,41 @@ _STOPPED: Final = "This process is stopping; send it again."
 _log = logs.get("storage.kafka.delivery")
 
 
-@dataclass(slots=True)
 class _Request:
-    """The records of one call, and the one future that answers for all of them."""
+    """The records of one call, and the one future that answers for all of them.
 
-    future: asyncio.Future[Any]
-    deadline_s: float
-    started_s: float
-    left: int
-    one: bool
-    outcomes: list[Unavailable | None] = field(default_factory=list)
-    pending: set[int] = field(default_factory=set)
-    offset: int = UNKNOWN_OFFSET
+    `report` takes the report of its first record, in the thread that polls.
+    """
+
+    __slots__ = ("deadline_s", "future", "left", "line", "offset", "open", "outcomes", "started_s")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        started_s: float,
+        deadline_s: float,
+        size: int,
+        outcomes: list[Unavailable | None] | None,
+    ) -> None:
+        self.future, self.started_s, self.deadline_s = future, started_s, deadline_s
+        self.line: _Line | None = None
+        self.left = size
+        self.open = bytearray(b"\1") * size
+        """By index whether its outcome is still to come."""
+        self.outcomes = outcomes
+        """By index; None where a single record is asked for."""
+        self.offset = UNKNOWN_OFFSET
+
+    def report(self, error: KafkaError | None, message: Message) -> None:
+        self.report_of(0, error, message)
+
+    def report_of(self, index: int, error: KafkaError | None, message: Message) -> None:
+        assert self.line is not None
+        self.line.pass_to_loop((self, index, error, message))
 
 
-_Report = tuple[_Request, int, KafkaError | None, str, int, int]
-"""Request, index in it, error, topic, partition, offset."""
+_Report = tuple[_Request, int, KafkaError | None, Message]
+"""Request, index in it, error, and the record as it was written."""
 
 
 class Delivery:
@@ -144,16 +163,18 @@ class Delivery:
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
     ) -> asyncio.Future[int]:
         """Hand over one record. The future gives its offset (or UNKNOWN_OFFSET), or raises Unavailable."""
-        request = self._begin(1, one=True)
+        request = self._begin(1, None)
         if request.left:
-            self._produce(request, 0, topic, (key, value, headers))
+            self._produce(request, 0, request.report, topic, (key, value, headers))
         return request.future
 
     def send_many(self, topic: str, items: Sequence[Item]) -> asyncio.Future[list[Unavailable | None]]:
         """Hand over several records. The future gives, in their order, None or why it is not confirmed."""
-        request = self._begin(len(items), one=False)
+        request = self._begin(len(items), [None] * len(items))
+        if not items:
+            request.future.set_result([])
         for index, item in enumerate(items) if request.left else ():
-            self._produce(request, index, topic, item)
+            self._produce(request, index, partial(request.report_of, index), topic, item)
         return request.future
 
     async def stop(self, deadline_s: float = 5.0) -> None:
@@ -172,31 +193,29 @@ class Delivery:
             self._sweeper.cancel()
             self._sweeper = None
 
-    def _begin(self, size: int, *, one: bool) -> _Request:
+    def _begin(self, size: int, outcomes: list[Unavailable | None] | None) -> _Request:
         loop = self._loop if self._loop is not None else asyncio.get_running_loop()
         now_s = loop.time()
-        request = _Request(loop.create_future(), now_s + self._timeout_s, now_s, size, one)
-        if not one:
-            request.outcomes = [None] * size
-        request.pending = set(range(size))
-        if size and (self._line is None or self._stopping):
+        request = _Request(loop.create_future(), now_s, now_s + self._timeout_s, size, outcomes)
+        if not size:
+            return request
+        if self._line is None or self._stopping:
             self._give_up(request, _STOPPED)
-        elif not size:
-            request.future.set_result([])
         else:
+            request.line = self._line
             self._open.append(request)
             if self._sweeper is None:
                 self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
         return request
 
-    def _produce(self, request: _Request, index: int, topic: str, item: Item) -> None:
-        line = self._line
-        if line is None:
-            self._settle(request, index, _STOPPED)
-            return
+    def _produce(
+        self, request: _Request, index: int, report: Callable[..., None], topic: str, item: Item
+    ) -> None:
+        line = request.line
+        assert line is not None
         key, value, headers = item
         try:
-            line.produce(request, index, topic, key, value, headers)
+            line.produce(topic, value, key, on_delivery=report, headers=list(headers) or None)
         except BufferError:
             self._say("producer_queue_full", topic=topic)
             self._settle(request, index, _FULL)
@@ -208,23 +227,27 @@ class Delivery:
 
     def _take(self, line: _Line, report: _Report) -> None:
         """One delivery report, on the loop."""
-        request, index, error, topic, partition, offset = report
+        request, index, error, message = report
         if error is None:
-            place = (topic, partition)
-            if offset != UNKNOWN_OFFSET:
-                last = line.last.get(place, -1)
-                line.last[place] = offset
-                if offset <= last:
-                    self._lost(place, last, offset)
-                elif offset > self.acknowledged.get(place, -1):
-                    self.acknowledged[place] = offset
-            request.offset = offset
+            offset = message.offset()
+            if offset is not None and offset >= 0:
+                self._note(line, (message.topic(), message.partition()), offset)
+                request.offset = offset
             self._settle(request, index, None)
             return
-        self._say("record_not_confirmed", topic=topic, code=error.name(), detail=error.str())
+        self._say("record_not_confirmed", topic=message.topic(), code=error.name(), detail=error.str())
         self._settle(request, index, _UNCONFIRMED)
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._replace(line)
+
+    def _note(self, line: _Line, place: tuple[Any, Any], offset: int) -> None:
+        """Where a record was confirmed; offsets rise as long as the log loses nothing."""
+        last = line.last.get(place, -1)
+        line.last[place] = offset
+        if offset <= last:
+            self._lost(place, last, offset)
+        elif offset > self.acknowledged.get(place, -1):
+            self.acknowledged[place] = offset
 
     def _lost(self, place: tuple[str, int], last: int, offset: int) -> None:
         """A record was confirmed where one stood that had been confirmed before: the log lost its end."""
@@ -241,13 +264,13 @@ class Delivery:
 
     def _settle(self, request: _Request, index: int, failure: str | None) -> None:
         """Record `index` of a request has its outcome; the last one answers."""
-        if index not in request.pending:
+        if not request.open[index]:
             return
-        request.pending.discard(index)
+        request.open[index] = 0
         request.left -= 1
         if failure is not None:
             error = Unavailable(failure)
-            if request.one:
+            if request.outcomes is None:
                 self._answer(request, error)
                 return
             request.outcomes[index] = error
@@ -256,12 +279,13 @@ class Delivery:
 
     def _give_up(self, request: _Request, why: str) -> None:
         """Everything of a request that is still open is Unavailable."""
-        for index in sorted(request.pending):
+        for index in range(len(request.open)):
             self._settle(request, index, why)
 
     def _answer(self, request: _Request, error: Unavailable | None) -> None:
         loop = request.future.get_loop()
-        failed = error is not None or any(request.outcomes)
+        outcomes = request.outcomes
+        failed = error is not None or (outcomes is not None and any(outcomes))
         (self._failed if failed else self._delivered).observe(loop.time() - request.started_s)
         # A caller that went away has cancelled its future; its records are on their way all the same.
         if request.future.done():
@@ -271,7 +295,7 @@ class Delivery:
             # Whoever never awaits it is not to be warned about in a log of their own.
             request.future.exception()
         else:
-            request.future.set_result(request.offset if request.one else request.outcomes)
+            request.future.set_result(request.offset if outcomes is None else outcomes)
 
     def _sweep(self) -> None:
         """Answer what has waited too long. Requests are in the order of their deadlines."""
@@ -280,9 +304,9 @@ class Delivery:
         if loop is None:
             return
         now_s, late = loop.time(), 0
-        while self._open and (not self._open[0].pending or self._open[0].deadline_s <= now_s):
+        while self._open and (not self._open[0].left or self._open[0].deadline_s <= now_s):
             request = self._open.popleft()
-            if request.pending:
+            if request.left:
                 late += 1
                 self._give_up(request, _UNCONFIRMED)
         if late:
@@ -333,29 +357,10 @@ class _Line:
             },
             logger=_LibraryLog(owner),
         )
+        self.produce = self._producer.produce
+        """Raises BufferError when the queue is full, KafkaException when refused at once."""
         self._thread = threading.Thread(target=self._poll, name="kafka-poll", daemon=True)
         self._thread.start()
-
-    def produce(
-        self,
-        request: _Request,
-        index: int,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
-    ) -> None:
-        """Raises BufferError when the queue is full, KafkaException when refused at once."""
-
-        def report(error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                offset = message.offset()
-                known = UNKNOWN_OFFSET if offset is None or offset < 0 else offset
-                self._pass((request, index, None, topic, message.partition(), known))
-            else:
-                self._pass((request, index, error, topic, -1, UNKNOWN_OFFSET))
-
-        self._producer.produce(topic, value, key, on_delivery=report, headers=list(headers) or None)
 
     def warm_up(self, timeout_s: float) -> bool:
         """Wait for metadata and for the producer's id. Blocks; not for the loop's thread."""
@@ -401,7 +406,7 @@ class _Line:
                     self._on_error(failure.args[0])
                 self._ending.wait(_SWEEP_EVERY_S)
 
-    def _pass(self, report: _Report) -> None:
+    def pass_to_loop(self, report: _Report) -> None:
         self._reports.append(report)
         if not self._woken:
             self._woken = True

@@ -331,7 +331,7 @@ async def test_the_answer_does_not_depend_on_the_library(memory_kafka, monkeypat
     memory_kafka.make_topic(TOPIC, 4)
     sender = Delivery(memory_kafka.bootstrap, client_id="test", timeout_ms=600)
     await sender.start()
-    monkeypatch.setattr(module._Line, "_pass", lambda line, report: None)
+    monkeypatch.setattr(module._Line, "pass_to_loop", lambda line, report: None)
 
     began_s = time.monotonic()
     one, many = sender.send(TOPIC, b"k", b"v"), sender.send_many(TOPIC, [(b"k", b"v", ())] * 3)
@@ -461,9 +461,8 @@ async def test_a_confirmation_at_or_below_an_earlier_one_is_an_alarm_and_said_on
     await delivery.send(TOPIC, b"u1", b"v")
     ((place, offset),) = delivery.acknowledged.items()
     line, lost = delivery._line, metrics.LOST_RECORDS._value.get()
-    request = module._Request(asyncio.get_running_loop().create_future(), 0.0, 0.0, 1, True)
     for confirmed in (offset + 90, offset + 80, offset + 81):
-        delivery._take(line, (request, 0, None, *place, confirmed))
+        delivery._note(line, place, confirmed)
 
     assert delivery.acknowledged == {place: offset + 81}
     assert metrics.LOST_RECORDS._value.get() - lost == 11
@@ -474,9 +473,8 @@ async def test_what_a_replaced_producer_still_confirms_is_no_alarm(memory_kafka,
     ((place, offset),) = delivery.acknowledged.items()
     old, lost = delivery._line, metrics.LOST_RECORDS._value.get()
     delivery._replace(old)
-    request = module._Request(asyncio.get_running_loop().create_future(), 0.0, 0.0, 1, True)
     for line, confirmed in ((delivery._line, offset + 9), (old, offset + 3), (delivery._line, offset + 10)):
-        delivery._take(line, (request, 0, None, *place, confirmed))
+        delivery._note(line, place, confirmed)
 
     assert delivery.acknowledged == {place: offset + 10}
     assert metrics.LOST_RECORDS._value.get() == lost
