@@ -57,13 +57,13 @@ class Attempts:
         self._second, self._prefix = -1, ""
         self._counters: dict[tuple[str, str, str], Counter] = {}
 
-    def count(self, contract: str, outcome: str, code: str) -> None:
-        """Count one action that came in."""
+    def count(self, contract: str, outcome: str, code: str, actions: int = 1) -> None:
+        """Count actions that came in and ended alike."""
         labels = (contract, outcome, code)
         counter = self._counters.get(labels)
         if counter is None:
             counter = self._counters[labels] = metrics.SUBMISSIONS.labels(*labels)
-        counter.inc()
+        counter.inc(actions)
 
     def log(self, request: Request, status: int, duration_s: float) -> None:
         """Put down the line of one attempt, as the request tells it."""

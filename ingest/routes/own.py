@@ -218,7 +218,7 @@ class OwnRoutes:
         return [answer for answer in answers if answer is not None]
 
     def _answer_batch(self, request: Request, answers: list[Outcome | Refused | Unavailable]) -> Reply:
-        outcomes: dict[str, int] = {}
+        counts: dict[tuple[str, str], int] = {}
         results: list[dict[str, Any]] = []
         unavailable: Unavailable | None = None
         confirmed = False
@@ -235,10 +235,12 @@ class OwnRoutes:
                 status = problems.status_of(answer)
                 error = problems.problem(answer.code, status, problems.detail_of(answer), trace_id)
                 results.append({"status": status, "error": error})
-            self._attempts.count("v1", outcome, code)
-            word = f"{outcome}:{code}" if code else outcome
-            outcomes[word] = outcomes.get(word, 0) + 1
-        request.outcomes = outcomes
+            counts[outcome, code] = counts.get((outcome, code), 0) + 1
+        for (outcome, code), count in counts.items():
+            self._attempts.count("v1", outcome, code, count)
+        request.outcomes = {
+            f"{outcome}:{code}" if code else outcome: count for (outcome, code), count in counts.items()
+        }
         if unavailable is not None and not confirmed:
             raise unavailable
         request.outcome, request.code = "batch", ""
