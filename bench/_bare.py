@@ -1,4 +1,4 @@
-"""The floor under `bench/ingest.py`: the least an ASGI application can do on the same server.
+"""The floor under `bench/ingest.py`: the least an ASGI application can do on the door's own server.
 
 It reads nothing, decides nothing, keeps nothing, and says 202. `python -P -m bench._bare PORT`.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-import uvicorn
+import uvloop
+
+from ingest import server
 
 _BODY: Final = b'{"status":"submitted"}'
 _START: Final = {
@@ -26,17 +28,5 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
+    config = server.configure(app, "127.0.0.1", int(sys.argv[1]))
+    uvloop.run(server.Server(config, on_stop=lambda: None).serve())

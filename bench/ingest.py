@@ -1,8 +1,8 @@
 """What taking an action in costs: one by one, in batches, and with the verdict waited for.
 
 The real door (`python -m ingest`) with token, validation, limits in Valkey and Kafka's awaited
-confirmation, beside the floor: a bare ASGI application on the same uvicorn, uvloop and httptools
-that reads nothing and says 202. Both get the same requests from the same load, a closed loop over
+confirmation, beside the floor: a bare ASGI application on the door's own server that reads nothing
+and says 202. Both get the same requests from the same load, a closed loop over
 keep-alive connections, in turns. The load's token is a trusted back end's, with its rate set out
 of the way, so no limit refuses; each is asked all the same.
 
