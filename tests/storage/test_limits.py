@@ -280,7 +280,9 @@ import asyncio, json, sys, time
 from redis.asyncio import Redis
 from storage.redis.limits import Limits, Rule
 
-async def main(url, until_s):
+async def main(url):
+    print("ready", flush=True)
+    until_s = float(sys.stdin.readline())
     redis = Redis.from_url(url)
     shared, rule, granted, local = Limits(redis), Rule("user", "all", 40, 30), 0, 0
     while time.time() < until_s:
@@ -291,21 +293,25 @@ async def main(url, until_s):
     await redis.aclose()
     print(json.dumps({"granted": granted, "local": local}))
 
-asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+asyncio.run(main(sys.argv[1]))
 """
 
 
 @pytest.mark.services
 async def test_several_processes_grant_together_what_one_would(redis, redis_db_url):
-    until_s = time.time() + 3.0
-    program = [sys.executable, "-c", PROGRAM, redis_db_url, str(until_s)]
+    program = [sys.executable, "-c", PROGRAM, redis_db_url]
+    pipe = asyncio.subprocess.PIPE
     started = [
-        await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
-        for _ in range(3)
+        await asyncio.create_subprocess_exec(*program, stdin=pipe, stdout=pipe, cwd=ROOT) for _ in range(3)
     ]
+    for process in started:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    until_s = time.time() + 3.0
+    talking = asyncio.gather(*(process.communicate(b"%f\n" % until_s) for process in started))
     await until(lambda: redis.exists("tb:limit:user:all"))
     first_s = time.time()
-    outputs = await asyncio.gather(*(process.communicate() for process in started))
+    outputs = await talking
     results = [json.loads(output) for output, _ in outputs]
     span_s = until_s - first_s
 
