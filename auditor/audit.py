@@ -8,6 +8,10 @@ has then read to those ends, has read every record of every revision up to c. Su
 the only thing that lets the recount go on; revisions up to it are applied one by one and compared
 in between, and nothing is ever compared at a revision that is not complete.
 
+*When a difference is one.* Whoever reads a revision back late leaves out people who were hidden or
+erased since. So a difference is held until everything is counted that the ledger held when it was
+found, and dropped if anybody was hidden or erased in between; what is really wrong stays wrong.
+
 Until the first horizon is reached, and when more waits than may be kept, records are folded as
 they come, without comparing. A record that comes below the horizon says nothing new, or something
 is wrong.
@@ -70,6 +74,17 @@ class Seen:
 
 
 @dataclass(slots=True)
+class _Suspect:
+    """A difference that is not counted yet; `until` is the revision up to which people are awaited."""
+
+    revision: int
+    wrong: Wrong
+    found_s: float
+    doubts_raised: int
+    until: int | None = None
+
+
+@dataclass(slots=True)
 class _Waiting:
     """The records of one revision."""
 
@@ -101,6 +116,7 @@ class Audit:
         self._order = itertools.count()
         self._digests: dict[int, str] = {}
         self._publications: dict[int, Publication] = {}
+        self._suspects: dict[tuple[str, str], _Suspect] = {}
         self._last_publication: int | None = None
         self._lost: tuple[float, int | None] | None = None
 
@@ -214,6 +230,7 @@ class Audit:
         self._forget_loss(horizon)
         self.recount.settle_doubts(horizon.asked_s, horizon.ledger_end, self.at)
         self._settle(self.at)
+        self._confirm(horizon)
         self._beyond(horizon)
 
     def _forget_loss(self, horizon: Horizon) -> None:
@@ -274,7 +291,7 @@ class Audit:
                 wrong = comparing.publication(self.recount, first)
             except ValueError as error:
                 wrong = Wrong("unreadable", None, "an instant", str(error))
-            self._report.compared("publication", "", revision, wrong)
+            self._compared("publication", "", revision, wrong)
         else:
             self._report.skipped("publication", "people are not certain yet")
         self._publications[revision] = first
@@ -290,7 +307,7 @@ class Audit:
         for player in sorted(self.recount.touched - self.recount.in_doubt()):
             if (entry := self.recount.entry(player)) is not None:
                 wrong = Wrong("missing", self.recount.users[player], entry[0], None)
-                self._report.compared("publication", "", revision, wrong)
+                self._compared("publication", "", revision, wrong)
                 return
 
     def _repeated(self, record: Publication) -> None:
@@ -299,7 +316,7 @@ class Audit:
             self._report.skipped("publication", "forgotten")
             return
         wrong = comparing.repeated(self.recount, before, record)
-        self._report.compared("publication", f"repeat {record.revision}", record.revision, wrong)
+        self._compared("publication", f"repeat {record.revision}", record.revision, wrong)
 
     def _check_digest(self, revision: int, digest: str) -> None:
         known = self._digests.setdefault(revision, digest)
@@ -330,7 +347,7 @@ class Audit:
                 self._report.skipped(seen.what, "people are not certain yet")
             elif isinstance(seen.shown, Page):
                 wrong = comparing.page(self.recount, seen.shown)
-                self._report.compared(seen.what, seen.place, revision, wrong)
+                self._compared(seen.what, seen.place, revision, wrong)
             else:
                 self._copy(seen, seen.shown)
 
@@ -340,11 +357,31 @@ class Audit:
             (seen.place, comparing.page(self.recount, shown.page)),
             ("fields", comparing.fields(self.recount, shown)),
         ):
-            self._report.compared(seen.what, place, seen.revision, wrong)
+            self._compared(seen.what, place, seen.revision, wrong)
         known = self._digests.get(seen.revision)
         if known is not None:
             differs = None if known == shown.digest else Wrong("digest", None, known, shown.digest)
             self._report.compared("digest", "copy", seen.revision, differs)
+
+    def _compared(self, what: str, place: str, revision: int, wrong: Wrong | None) -> None:
+        if wrong is None:
+            self._report.compared(what, place, revision, None)
+        elif len(self._suspects) < MOST_SEEN:
+            suspect = _Suspect(revision, wrong, time.monotonic(), self.recount.doubts_raised)
+            self._suspects.setdefault((what, place), suspect)
+
+    def _confirm(self, horizon: Horizon) -> None:
+        """Count the differences that no hidden or erased person explains."""
+        for (what, place), suspect in list(self._suspects.items()):
+            if suspect.until is None:
+                if suspect.found_s < horizon.asked_s:
+                    suspect.until = horizon.ledger_end
+            elif suspect.until <= self.at:
+                del self._suspects[what, place]
+                if suspect.doubts_raised == self.recount.doubts_raised:
+                    self._report.compared(what, place, suspect.revision, suspect.wrong)
+                else:
+                    self._report.skipped(what, "people changed")
 
     def _beyond(self, horizon: Horizon) -> None:
         """Nobody may have shown a revision that the ledger, asked later, does not have.

@@ -61,6 +61,8 @@ class Recount:
     """Entries that are shown."""
     last_changed: int = 0
     """The last revision that changed what the board shows."""
+    doubts_raised: int = 0
+    """How often it was told of somebody that they may be hidden or erased."""
     touched: set[int] = field(default_factory=set)
     """Players whose score or instant changed since this was last emptied."""
 
@@ -207,6 +209,7 @@ class Recount:
 
     def _doubt(self, player: int, now_s: float) -> None:
         self._doubts[player] = now_s, None
+        self.doubts_raised += 1
 
     def settle_doubts(self, asked_s: float, ledger_end: int, at: int) -> None:
         """The ledger's end, asked for at `asked_s`, bounds what a record read before could know."""

@@ -179,7 +179,7 @@ FRAMES_MERGED = Counter(
 AUDIT_MISMATCH = Counter(
     "trueboard_audit_mismatch",
     "Things shown that differ from the auditor's own count at the same revision, by what showed them. "
-    "Any rise means that a board, a topic, a page or a frame is wrong: the log line names the first witness.",
+    "A rise means that a board, a topic, a page or a frame is wrong: the log line names the first witness.",
     ["what"],
 )
 AUDIT_COMPARED = Counter(

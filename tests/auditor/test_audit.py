@@ -140,6 +140,7 @@ def test_a_score_that_falls_though_the_topic_says_nothing_of_it_is_wrong():
     take(watch.audit, fallen)
     watch.go_on()
 
+    assert len(watch.wrong) == 1
     ((_, _, wrong),) = watch.report.mismatches
     assert (wrong.kind, wrong.user, wrong.expected, wrong.found) == ("score", "u05", 151, 3)
 
@@ -398,6 +399,7 @@ def test_a_copy_that_is_wrong_is_counted_once(change: Callable[[Copy], Copy], ki
     assert isinstance(right.shown, Copy)
     for _ in range(3):
         watch.audit.observe(replace(right, shown=change(right.shown)))
+        assert watch.wrong
 
     assert [(at, said) for _, at, said, _ in watch.wrong] == [(3, kind)]
 
@@ -411,6 +413,8 @@ def test_what_was_wrong_and_healed_is_counted_when_it_is_wrong_again():
     wrong = replace(right, shown=replace(right.shown, members=13))
     for seen in (wrong, wrong, right, wrong):
         watch.audit.observe(seen)
+        watch.go_on()
+        watch.go_on()
 
     assert [kind for _, _, kind, _ in watch.wrong] == ["sizes", "sizes"]
 

@@ -81,11 +81,16 @@ def hand_on(audit: Audit, kind: str, content: Any, revision: int, now_s: float) 
 @given(world=worlds(), data=st.data())
 @patient
 def test_a_right_history_is_right_in_any_order_of_arrival(world: World, data: st.DataObject):
-    """Partitions are read at their own pace, the publisher crashes and repeats, pages come at any
-    time, and what the cursor allows grows as it likes."""
+    """Partitions are read at their own pace, the publisher is late, crashes and repeats, pages come
+    at any time, and what the cursor allows grows as it likes."""
     until = data.draw(st.integers(0, world.last.number))
     report = Recorder()
     audit = Audit(report, EPOCH, until, {})
+    known: dict[int, int] = {}
+    for revision in data.draw(st.lists(st.sampled_from(world.revisions), max_size=4, unique_by=id)):
+        since = data.draw(st.sampled_from(world.revisions[revision.number - 1 :]))
+        revision.publication = world.read_late(revision, since)
+        known[revision.number] = since.number
     partitions = logs_of(world)
     for log in partitions:
         if log and data.draw(st.booleans()):
@@ -93,17 +98,22 @@ def test_a_right_history_is_right_in_any_order_of_arrival(world: World, data: st
             again = data.draw(st.integers(back, len(log) - 1))
             log[again:again] = log[back:again]
     read = [0] * len(partitions)
-    clock_s, pages = 1e12, list(world.revisions)
+    clock_s, pages, ledger_end = 1e12, list(world.revisions), until
 
     def read_to(ends: list[int]) -> None:
+        nonlocal ledger_end
         while open_ := [n for n, end in enumerate(ends) if read[n] < end]:
             n = data.draw(st.sampled_from(open_))
             hand_on(audit, *partitions[n][read[n]], clock_s)
+            told = partitions[n][read[n]][2]
+            # What was read is in the ledger, and so is what it knew of.
+            ledger_end = max(ledger_end, told, known.get(told, 0) if n == 4 else 0)
             read[n] += 1
             if pages and data.draw(st.integers(0, 3)) == 0:
                 at = data.draw(st.sampled_from(pages))
                 start = data.draw(st.integers(1, max(1, len(at.board))))
                 if at.publication is not None:
+                    ledger_end = max(ledger_end, at.number)
                     audit.observe(world.page(at, start=start, limit=data.draw(st.integers(1, 12))))
 
     cursor = until
@@ -114,7 +124,7 @@ def test_a_right_history_is_right_in_any_order_of_arrival(world: World, data: st
             for log in partitions
         ]
         read_to([max(need, done) for need, done in zip(needed, read, strict=True)])
-        audit.advance(horizon(cursor, asked_s=clock_s - 0.5, ledger_end=max(cursor, world.last.number)))
+        audit.advance(horizon(cursor, asked_s=clock_s - 0.5, ledger_end=max(cursor, ledger_end)))
         cursor = min(world.last.number, cursor + data.draw(st.integers(0, 8)))
     clock_s += 1.0
     read_to([len(log) for log in partitions])

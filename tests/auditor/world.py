@@ -211,6 +211,25 @@ class World:
         shown = Page(start, entries, len(revision.board), limit)
         return Seen(what, str(start), self.epoch, revision.number, shown, seen_s)
 
+    def read_late(self, revision: Revision, since: Revision) -> dict[str, Any] | None:
+        """A revision's publication made after another one: without those who were hidden until then."""
+        if revision.publication is None:
+            return None
+        shown = {player: True for each in self.revisions[: since.number] for player, _ in each.people}
+        for each in self.revisions[: since.number]:
+            for player, person in each.people:
+                shown[player] = person is not None and not person["hidden"]
+        publication = copy.deepcopy(revision.publication)
+        for line in publication["changed"]:
+            if not shown[pid(line["user_id"])]:
+                line["score"] = line["reached_at"] = None
+        lines = [line for line in revision.board if shown[pid(line[0])]]
+        publication["top"] = [
+            {"rank": rank, "user_id": user, "username": user, "score": score, "reached_at": reached}
+            for rank, (user, score, reached) in enumerate(lines[:10], 1)
+        ]
+        return publication
+
     def copy(self) -> Seen:
         """What a right copy in Redis holds now."""
         board, page = self.last.board, self.page(limit=100)
@@ -277,7 +296,9 @@ class Watch:
 
     @property
     def wrong(self) -> list[tuple[str, int, str, str | None]]:
-        """(what, revision, kind, user) of each mismatch."""
+        """(what, revision, kind, user) of each mismatch, all of them confirmed."""
+        for _ in range(2):
+            self.go_on(self.audit.at)
         return [(what, at, wrong.kind, wrong.user) for what, at, wrong in self.report.mismatches]
 
 
