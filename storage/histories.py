@@ -9,6 +9,7 @@ out again, decisions are listed for the operator.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,10 +26,15 @@ from storage.postgres import arrays, connections, epochs
 from storage.postgres.connections import COMPARING_LOCK, Connection
 from storage.postgres.epochs import Begun, Present, Seen
 from storage.postgres.ledger import Ledger
+from storage.redis import keys
 from storage.redis.boards import position_of
 
 CLOCKS_US: Final = 3_600 * US
 """How far the clocks of Postgres and of whoever wrote to Kafka may be apart."""
+
+COMPARE_EVERY_S: Final = 60.0
+"""How often a running worker compares though Postgres was not started anew: somebody else may have
+written to a topic, and readers of it show nothing earlier any more."""
 
 MOST_LISTED: Final = 1_000
 """Lost decisions that are listed one by one."""
@@ -65,7 +71,7 @@ class Histories:
         self._connection: Connection | None = None
         self._reported: list[Seen] = []
         self._lock = threading.Lock()
-        self._looked_anew = False
+        self._compared_s: float | None = None
 
     def close(self) -> None:
         self._ledger.close()
@@ -113,21 +119,23 @@ class Histories:
         present = epochs.look(cursor)
         with self._lock:
             reported = list(self._reported)
-        done = present.compared and present.same_server and not reported and self._looked_anew
+        recently = self._compared_s is not None and time.monotonic() - self._compared_s < COMPARE_EVERY_S
+        done = present.compared and present.same_server and not reported and recently
         if present.is_standby and not asked:
             return Settled(present.epoch or "")
         if (done or present.epoch is None) and not asked:
             return Settled(present.epoch or "")
         row = cursor.execute("SELECT pg_try_advisory_lock(%s)", (COMPARING_LOCK,)).fetchone()
         if row is None or not row[0]:
-            return None
+            is_settled = present.compared and present.same_server and not reported and not asked
+            return Settled(present.epoch or "") if is_settled and self._compared_s is not None else None
         try:
             settled = self._compared(cursor, epochs.look(cursor), reported, asked)
         finally:
             cursor.execute("SELECT pg_advisory_unlock(%s)", (COMPARING_LOCK,))
         with self._lock:
             self._reported = [seen for seen in self._reported if seen not in reported]
-        self._looked_anew = True
+        self._compared_s = time.monotonic()
         return settled
 
     def _compared(
@@ -158,6 +166,8 @@ class Histories:
         finally:
             tails.close()
         if self._redis_url is not None:
+            if good is not None:
+                self._discard(cursor, good.at.epoch)
             epochs.made_good(cursor, present.incarnation)
         epoch = begun.at.epoch if begun is not None else present.epoch or ""
         return Settled(epoch, begun, erased, lost)
@@ -183,6 +193,19 @@ class Histories:
         except (redis.RedisError, OSError) as error:
             _log.warning("copies_not_compared", detail=str(error)[:300])
         return found
+
+    def _discard(self, cursor: psycopg.Cursor[Any], epoch: str) -> None:
+        """Let nobody read copies of an earlier epoch any more: they are void where they are ahead."""
+        try:
+            with redis.Redis.from_url(
+                self._redis_url or "", socket_timeout=5.0, socket_connect_timeout=2.0
+            ) as client:
+                for (period,) in cursor.execute("SELECT period FROM periods").fetchall():
+                    at = position_of(client, period)
+                    if at is not None and at.epoch < epoch and not epochs.has(cursor, at.epoch, at.revision):
+                        client.delete(keys.board(period)[2])
+        except (redis.RedisError, OSError) as error:
+            _log.warning("copies_not_discarded", detail=str(error)[:300])
 
     def _make_good(self, cursor: psycopg.Cursor[Any], tails: Tails, begun: Begun) -> tuple[int, int]:
         """Erase again who was erased after the fork, and list the decisions made after it."""

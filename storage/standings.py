@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from core import ids
 from core.errors import Refused, Unavailable
 from core.ranking import KEY_BYTES, read_key, read_member
 from storage.postgres import connections
@@ -262,6 +263,9 @@ class Standings:
         except (RedisError, OSError, TimeoutError):
             # A dead Redis costs one time-out in half a second, not one a request.
             self._rest_until = time.monotonic() + _REDIS_REST_S
+            return None
+        if raw is not None and ids.EPOCH.fullmatch(raw[0].decode("ascii", "replace")) is None:
+            # Whatever sorts after every epoch would be shown for ever.
             return None
         return raw
 

@@ -50,7 +50,7 @@ INCARNATION: Final = """
 
 _IS_COMPARED: Final = f"""
 SELECT i.incarnation = 'standby' OR i.incarnation = c.incarnation AND NOT c.erasures_due
-    OR NOT EXISTS (SELECT FROM epochs)
+    OR NOT EXISTS (SELECT FROM epochs), i.incarnation = 'standby'
 FROM compared c, (SELECT {INCARNATION} AS incarnation) i
 """
 
@@ -122,7 +122,8 @@ async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
                     if row is None or not row[0]:
                         raise NotCompared
                     if isinstance(connection, Pooled):
-                        connection.compared = True
+                        # A standby may be promoted under an open connection: it is asked again.
+                        connection.compared = not row[1]
                 yield connection
     except PoolTimeout as error:
         raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error

@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from tests.acceptance import naive
 from tests.acceptance.stacks import COMMAND, Stack, is_gone, run
 from tests.acceptance.topics import CHANGED, JUDGED, PLAYER, Record, read
-from tests.acceptance.world import World, now, until
+from tests.acceptance.world import World, as_us, now, until
 from trueboard.endpoints import Endpoints
 
 pytestmark = pytest.mark.kafka
@@ -105,6 +105,20 @@ class Watch:
             positions = [at for at, _ in shown]
             assert positions == sorted(positions)
             assert positions
+
+    def was_true(self, world: World) -> int:
+        """Each page of the ledger's line is the ledger at its revision; how many positions there were."""
+        pages = dict(self.pages)
+        with world.ledger() as connection:
+            line = set(connection.execute("SELECT epoch, revision FROM revisions").fetchall())
+            for at in pages.keys() & line:
+                ranked = naive.ranked(naive.folded_deltas(connection, until=at[1]))
+                count, entries = pages[at]
+                assert count == len(ranked)
+                assert [
+                    (one["rank"], one["user_id"], one["score"], as_us(one["reached_at"])) for one in entries
+                ] == ranked[:20]
+        return len(pages.keys() & line)
 
 
 def give(world: World, points: dict[str, int], what: str) -> None:
@@ -233,6 +247,7 @@ def test_all_go_over_to_the_restored_history_by_themselves(stack: Stack, backup:
         until(lambda: watch.frames[-1][0] == position(world), what="the last frame")
 
     watch.never_went_back()
+    assert watch.was_true(world) > 2
     after = Endpoints.read(world.data).processes
     assert {name: after[name] for name in ("ingest", "stream_app", "push")} == {
         name: processes[name] for name in ("ingest", "stream_app", "push")

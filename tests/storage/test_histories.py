@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 
 from core import ids, topics
 from core.errors import Refused, Unavailable
+from storage import histories as module
 from storage.followers import At
 from storage.histories import Histories
 from storage.postgres import connections, definitions, epochs
@@ -198,6 +199,8 @@ def test_a_copy_ahead_of_the_ledger_begins_one(stream, histories, ledger, copy):
 
     assert settled is not None
     assert settled.begun is not None
+    # What is void is not shown any more, even before its keeper comes by.
+    assert copy.seen() is None
     end(ledger, copy, copy.follower())
 
 
@@ -268,6 +271,21 @@ def test_what_this_process_had_committed_and_the_ledger_lacks_begins_one(stream,
     assert settled.begun is not None
     assert again is not None
     assert again.begun is None
+
+
+def test_a_running_process_looks_again_from_time_to_time(stream, histories, ledger, broker, monkeypatch):
+    ledger.grow(1, 5)
+    process = histories()
+    process.settle()
+    say(broker, topics.BOARD_CHANGED, PERIOD, placed(ledger.positions()[2][0], 99))
+    soon = process.settle()
+    monkeypatch.setattr(module, "COMPARE_EVERY_S", 0.0)
+    later = process.settle()
+
+    assert soon is not None
+    assert soon.begun is None
+    assert later is not None
+    assert later.begun is not None
 
 
 def test_many_who_notice_make_one(stream, histories, ledger, broker):

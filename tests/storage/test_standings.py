@@ -176,6 +176,36 @@ async def test_a_key_of_another_kind_is_as_good_as_none(reader, ledger, subject)
         assert (await reader.page(PERIOD, limit=10)).source == "postgres"
 
 
+@pytest.mark.parametrize("epoch", [b"z" * 26, b"7" + b"z" * 25, b"\xff", b"01"])
+async def test_a_copy_of_what_is_no_epoch_is_not_read_and_spoils_nothing(reader, ledger, subject, epoch):
+    ledger.grow(1, 9)
+    copy = subject.follower()
+    settle(copy)
+    subject.redis.hset(keys.board(PERIOD)[2], "epoch", epoch)
+
+    assert (await reader.page(PERIOD, limit=10)).source == "postgres"
+    settle(copy)
+    assert (await reader.page(PERIOD, limit=10)).source == "redis"
+
+
+async def test_a_reader_goes_over_to_a_new_epoch_by_itself(reader, ledger, subject, stream):
+    """Also where it had shown more revisions than the new one has."""
+    ledger.grow(1, 9)
+    copy = subject.follower()
+    settle(copy)
+    first = await reader.page(PERIOD, limit=10)
+    subject.redis.hset(keys.board(PERIOD)[2], "revision", 50)
+    ahead = await reader.page(PERIOD, limit=10)
+    settle(copy)
+    page = await reader.page(PERIOD, limit=10)
+
+    assert ahead.at == (first.epoch, 50)
+    assert page.epoch > first.epoch
+    assert page.revision == 3
+    assert shown(page) == shown(first)
+    assert (await reader.page(PERIOD, limit=10, at_least=(first.epoch, 49))).at == page.at
+
+
 # at least -------------------------------------------------------------------------------------
 
 
