@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.faults.engine import ROWS
+from tests.faults.engine import ROWS, write_results
 from tests.faults.worlds import Worlds
 
 
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="+", help="ids, or a letter and a dash for a whole section")
     parser.add_argument("--keep", type=Path, help="where to keep the runs; by default a directory in /tmp")
     parser.add_argument("--thorough", action="store_true", help="each fault as often as there is time for")
+    parser.add_argument("--results", type=Path, help="where to write them; a row's earlier one is replaced")
     wanted = parser.parse_args()
     chosen = [
         row
@@ -30,6 +31,8 @@ def main() -> int:
         for row in chosen:
             result = worlds.run(row)
             print(json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False), flush=True)
+            if wanted.results:
+                write_results(wanted.results, [result])
             if result.verdict == "broken":
                 broken.append(row.id)
     finally:

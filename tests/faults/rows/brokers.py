@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from confluent_kafka.admin import AdminClient
+
 from core.topics import BOARD_CHANGED, JUDGED, PLAYER, SUBMITTED
 from storage.kafka import topics
 from tests.faults.engine import Scene, row
@@ -34,6 +36,77 @@ def killed(scene: Scene) -> None:
     for _ in range(scene.times(1, 5)):
         with scene.broken("SIGKILL, started again when it was missed", kafka.kill, kafka.start, "kafka-1"):
             scene.refusals(3)
+
+
+@row("K-3", "of three brokers one that leads is killed", "I-1 I-12", stack="trio", recover_within_s=90)
+def leader_killed(scene: Scene) -> None:
+    for name in ("kafka-2", "kafka-3"):
+        broker = scene.rig[name]
+        with scene.broken(f"SIGKILL {name}", broker.kill, broker.start, name):
+            scene.confirmations(150)
+        _in_sync(scene)
+
+
+@row(
+    "K-4",
+    "two of three brokers are down",
+    "I-1 I-11",
+    stack="trio",
+    wants={"503"},
+    recover_within_s=90,
+)
+def too_few_replicas(scene: Scene) -> None:
+    others = [scene.rig["kafka-2"], scene.rig["kafka-3"]]
+
+    def kill() -> None:
+        for broker in others:
+            broker.kill()
+
+    def start() -> None:
+        scene.rig.start("kafka-2", "kafka-3")
+
+    with scene.broken("SIGKILL of both others: fewer in sync than must confirm", kill, start):
+        scene.refusals(10)
+        scene.none_confirmed(for_s=5)
+    scene.nobody_was_left_hanging()
+
+
+@row(
+    "K-6",
+    "two of three brokers stand still, go on, stand still",
+    "I-1 I-12",
+    stack="trio",
+    wants={"503"},
+    recover_within_s=90,
+)
+def brokers_paused(scene: Scene) -> None:
+    others = [scene.rig["kafka-2"], scene.rig["kafka-3"]]
+    pause_s = scene.times(12, 45)
+
+    def pause() -> None:
+        for broker in others:
+            broker.pause()
+
+    def go_on() -> None:
+        for broker in others:
+            broker.go_on()
+
+    for _ in range(2):
+        with scene.broken(f"SIGSTOP of both others for {pause_s} s", pause, go_on):
+            time.sleep(pause_s)
+        scene.confirmations(50)
+        _in_sync(scene)
+
+
+def _in_sync(scene: Scene) -> None:
+    """Every partition of the submitted topic has all its replicas in sync again."""
+    admin = AdminClient({"bootstrap.servers": scene.rig.kafka, "log_level": 0})
+
+    def whole() -> bool:
+        partitions = admin.list_topics(SUBMITTED.name, timeout=10).topics[SUBMITTED.name].partitions
+        return all(len(partition.isrs) == 3 for partition in partitions.values())
+
+    scene.effect("all replicas are in sync", whole)
 
 
 @row("K-9", "a worker joins and is killed, over and over", "I-1 I-9 I-23")
