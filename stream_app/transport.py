@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import faust
@@ -182,13 +182,14 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 await asyncio.sleep(0)
+                sought = dict(self._sought)
                 records, active = await self._wait_next_records(1.0)
                 if records is None or self.should_stop:
                     continue
                 if not self.flow_active:
                     await self.perform_seek()
                     continue
-                await self._hand_on(records, active)
+                await self._hand_on(records, active, sought)
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:
                 raise
@@ -196,8 +197,13 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
             if not self.transport.app.should_stop:
                 raise
 
-    async def _hand_on(self, records: dict[Any, list[Any]], active: Any) -> None:
-        """Hand on what one fetch brought, partition by partition in turn, `max_batch` at a time."""
+    async def _hand_on(
+        self, records: dict[Any, list[Any]], active: Any, sought_before: Mapping[TP, int]
+    ) -> None:
+        """Hand on what one fetch brought, partition by partition in turn, `max_batch` at a time.
+
+        `sought_before` is what had been sought when it was asked for.
+        """
         generation = self.app.consumer_generation_id
         size = self.app.max_batch
         work = [(ensure_TP(raw_tp), found, 0) for raw_tp, found in records.items()]
@@ -216,9 +222,9 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
                     later.append((tp, found, begin + size))
                 if read is not None and batch[0].offset != read:
                     # From before a seek: what lies behind it is dropped, what lies beyond is not
-                    # what was asked for.
+                    # what was asked for. Asked for since, it is a gap, which is the ledger's case.
                     batch = [record for record in batch if record.offset >= read]
-                    if not batch:
+                    if not batch or (batch[0].offset > read and sought_before.get(tp) != sought):
                         continue
                 last = batch[-1]
                 message = BatchMessage(
