@@ -37,9 +37,6 @@ SEND_BUFFER_BYTES: Final = 64 * 1024
 UNACKNOWLEDGED_MS: Final = 30_000
 """How long the other side may leave bytes unacknowledged before the kernel takes it for gone."""
 
-TCP_USER_TIMEOUT: Final = 18
-"""Linux's number; Python names it there only."""
-
 PING_BYTES: Final = 4
 PING_HEAD: Final = bytes((0x89, PING_BYTES))
 PONG_HEAD: Final = bytes((0x8A, 0x80 | PING_BYTES))
@@ -212,7 +209,8 @@ def _bound_buffers(transport: asyncio.Transport) -> None:
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         # A peer that vanished acknowledges nothing: the kernel gives up instead of trying for minutes.
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
 
 class Stream:

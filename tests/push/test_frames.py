@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
@@ -18,7 +19,9 @@ from core.errors import Unreadable
 from core.events import ChangedEntry, RankedEntry
 from core.feed import View, named_of_changes
 from core.words import MAIN_PERIOD
-from push.frames import text_frame
+from push.frames import WINDOW_BITS, WORTHWHILE_BYTES, text_frame
+from push.protocols import centrifuge, sse
+from push.sequencing import Sequence
 from push.server import DIALECTS
 from tests.push.views import publication
 
@@ -41,6 +44,27 @@ def test_a_record_is_worded_as_each_dialect_asks(example: dict[str, Any], dialec
     frame = dialect.frame(View.of_publication(record)).decode()
 
     assert frame == _compact(example["frames"][dialect.path])
+
+
+@pytest.mark.parametrize("example", _examples(EXAMPLES / "publications"))
+def test_a_reader_is_told_what_changed_since_what_it_has_seen(example: dict[str, Any]) -> None:
+    sequence = Sequence()
+    for record in example["records"]:
+        sequence.take(View.of_publication(feed.decode(_compact(record).encode())))
+    view = sequence.latest
+    assert view is not None
+
+    words = feed.publication_words(view, sequence.changes_since(example["seen"]))
+
+    said = _compact(example["publication"])
+    epoch, revision = view.position
+    assert words.decode() == said
+    assert centrifuge.dialect("board:main", False).frame(words, view.position, None).decode() == (
+        f'{{"push":{{"channel":"board:main","pub":{{"data":{said},"offset":{revision}}}}}}}'
+    )
+    assert sse.event(words, view.position).decode() == (
+        f"event: board\nid: {epoch}-{revision}\ndata: {said}\n\n"
+    )
 
 
 @pytest.mark.parametrize("example", _examples(EXAMPLES / "pages"))
@@ -127,3 +151,17 @@ def test_a_prepared_frame_is_a_websocket_text_frame(size_bytes: int) -> None:
     (frame,) = client.events_received()
     assert isinstance(frame, Frame)
     assert (frame.opcode, frame.fin, bytes(frame.data)) == (Opcode.TEXT, True, payload)
+
+
+@pytest.mark.parametrize("size_bytes", [0, WORTHWHILE_BYTES - 1, WORTHWHILE_BYTES, 5_000, 70_000])
+def test_a_compressed_frame_is_read_by_whoever_agreed_to_it(size_bytes: int) -> None:
+    payload = (b'{"user_id":"ada","score":%d},' * size_bytes % tuple(range(size_bytes)))[:size_bytes]
+    client = Protocol(Side.CLIENT, state=State.OPEN, max_size=None)
+    client.extensions = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+
+    for _ in range(2):
+        client.receive_data(text_frame(payload, compressed=True))
+
+    frames = client.events_received()
+    assert [bytes(frame.data) for frame in frames if isinstance(frame, Frame)] == [payload, payload]
+    assert len(text_frame(payload, compressed=True)) <= len(text_frame(payload))
