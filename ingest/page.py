@@ -135,7 +135,7 @@ def websocket_origin(feed_url: str) -> str:
 def _policy(feed_url: str | None) -> bytes:
     feed = f" {websocket_origin(feed_url)}" if feed_url else ""
     return (
-        f"default-src 'self'; connect-src 'self'{feed}; img-src 'self' data:; object-src 'none'; "
+        f"default-src 'self'; connect-src 'self'{feed}; object-src 'none'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ).encode()
 

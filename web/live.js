@@ -128,24 +128,26 @@ export class Live {
 
   /** Have the lines of those who are watched, from the view or by asking. */
   #follow() {
-    for (const [which, userId, read] of [
-      ["own", this.ownId, this.readOwn],
-      ["chosen", this.chosenId, this.readChosen],
-    ]) {
-      if (!userId) continue;
-      if (this.view) this[which] = ownIn(this[which], this.view, userId);
-      const known = this[which];
-      // who has no line gets one by a verdict, which is told
-      if (known === null || (known.entry !== null && compare(known, this.latest) < 0)) read(null);
-    }
+    this.#keepUp("own", this.ownId, this.readOwn);
+    this.#keepUp("chosen", this.chosenId, this.readChosen);
+  }
+
+  /** @param {"own" | "chosen"} which @param {string} userId @param {(argument: null) => void} read */
+  #keepUp(which, userId, read) {
+    if (!userId) return;
+    if (this.view) this[which] = ownIn(this[which], this.view, userId);
+    const known = this[which];
+    // who has no line gets one by a verdict, which is told
+    if (known === null || (known.entry !== null && compare(known, this.latest) < 0)) read(null);
   }
 
   async #readPage() {
     if (!navigator.onLine) return;
     try {
-      const page = await api.standings(Math.max(this.depth, TOP), this.latest);
+      const page = await api.standings(Math.max(this.depth, TOP), after(this.view, this.latest));
       this.trouble = null;
       this.#offer(viewOfPage(page));
+      if (this.view && compare(this.view, this.latest) < 0) this.readPage(null);
       this.changed();
     } catch (problem) {
       this.#troubled(problem);
@@ -155,7 +157,8 @@ export class Live {
   /** @param {"own" | "chosen"} which */
   async #readPlayer(which) {
     const userId = which === "own" ? this.ownId : this.chosenId;
-    if (!userId || !navigator.onLine || this.view === null) return;
+    // who was found to have no line is told of the first one
+    if (!userId || !navigator.onLine || this.view === null || this[which]?.entry === null) return;
     try {
       const line = await this.#lineOf(userId, this[which] === null);
       if (userId !== (which === "own" ? this.ownId : this.chosenId)) return;
@@ -198,6 +201,17 @@ export class Live {
     if (this.feed !== "live" && !document.hidden && this.trouble === null) this.readPage(null);
   }
 }
+
+/**
+ * What to ask a page for: the next revision of what is shown, not the latest there is. Where much
+ * happens, waiting for that would take longer than the next few revisions.
+ * @param {View | null} view
+ * @param {import("./standings.js").Position} latest
+ */
+const after = (view, latest) =>
+  view && view.epoch === latest.epoch && view.revision < latest.revision
+    ? { epoch: view.epoch, revision: view.revision + 1 }
+    : latest;
 
 /** @param {View} view */
 const latestInstant = (view) => Math.max(0, ...view.entries.map((entry) => Date.parse(entry.reached_at) || 0));

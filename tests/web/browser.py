@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 DESKTOP, TABLET, PHONE = (1440, 1000), (820, 1180), (390, 844)
 
 expect.set_options(timeout=PATIENCE_MS)
