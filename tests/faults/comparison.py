@@ -222,10 +222,15 @@ def _shown(findings: Findings, run: Path, where: Path, players: dict[int, Any]) 
     for copy in read(run / "copies.jsonl", Copy):
         if copy.state == "there" and copy.sizes == [copy.count, copy.count]:
             shown.setdefault(copy.revision or 0, []).append((copy.epoch or "", copy))
-    current = max(history.epochs.values(), default="")
+    known = set(history.epochs.values())
     for revision, own, state in history.at(shown):
         for epoch, what in shown[revision]:
-            if epoch != current:
+            if epoch not in known:
+                findings.add("I-8", f"{_said(what)} names epoch {epoch}, which never was")
+                continue
+            if history.epochs.get(revision) != epoch:
+                # Shown before a restore that lost it; what was shown then nobody can recount.
+                findings.count("of a lost history")
                 continue
             if own != revision:
                 findings.add("I-8", f"{_said(what)} names revision {revision}, the period's is {own}")
