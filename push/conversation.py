@@ -26,6 +26,7 @@ from push.arrival import Abreast, arrived
 from push.channels import Reader
 from push.close_codes import CloseCode
 from push.hub import Hub
+from push.own import Own
 from push.prepared import PreparedSocket
 from push.protocols import centrifuge
 from push.protocols.centrifuge import Command, Fault
@@ -47,12 +48,6 @@ COMMANDS_WINDOW_S: Final = 10.0
 
 CONNECT_WITHIN_S: Final = 10.0
 """How long a client may stay silent before it says who it is."""
-
-MOST_WAITING_BYTES: Final = 64 * 1024
-"""What may wait in this process for a client to read it, before it is told of no more verdicts."""
-
-INSUFFICIENT_STATE: Final = {"code": 2500, "reason": "insufficient state"}
-"""Makes a client subscribe again, from where it stands."""
 
 REFRESH_WITHIN_S: Final = 25.0
 """How long after its token's end a client may bring a new one."""
@@ -309,7 +304,7 @@ class Conversation:
         if not is_user_id(user_id) or user_id != self.user_id:
             raise centrifuge.permission_denied()
         channel = request.channel
-        own = _Own(self, self._socket, channel)
+        own = Own(self, self._socket, channel)
         try:
             watching = await self._house.verdicts.watch(user_id, own, _position(request))
         except Unavailable as error:
@@ -349,30 +344,6 @@ class Conversation:
     def _write(self, frame: bytes) -> None:
         if not self.ended:
             self._socket.write(frame)
-
-
-class _Own:
-    """A listener to one's own verdicts, over one conversation's socket."""
-
-    __slots__ = ("_channel", "_conversation", "_socket")
-
-    def __init__(self, conversation: Conversation, socket: PreparedSocket, channel: str) -> None:
-        self._conversation, self._socket, self._channel = conversation, socket, channel
-
-    def tell(self, receipt: bytes, position: Position | None) -> bool:
-        if self._conversation.ended:
-            return False
-        if self._socket.waiting_bytes > MOST_WAITING_BYTES:
-            self.lose()
-            return False
-        self._socket.write(centrifuge.own(self._channel, receipt, position))
-        return True
-
-    def lose(self) -> None:
-        # It comes again with the position it has, and the ledger knows what it missed.
-        if not self._conversation.ended:
-            self._conversation.forget(self._channel)
-            self._socket.write(centrifuge.push(self._channel, "unsubscribe", INSUFFICIENT_STATE))
 
 
 def _known(command: Command) -> bool:
