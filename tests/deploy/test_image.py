@@ -19,6 +19,11 @@ def test_every_package_is_copied_and_let_through_to_the_build():
     assert copied == allowed == PACKAGES
 
 
+def test_the_page_is_in_the_package():
+    assert "web" in PACKAGES
+    assert (ROOT / "web" / "__init__.py").is_file()
+
+
 def test_nothing_else_reaches_the_build():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]

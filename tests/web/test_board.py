@@ -224,6 +224,7 @@ def test_a_token_leaves_the_address_at_once_and_goes_to_nobody_in_one(world: Wor
     assert tab.page.evaluate("sessionStorage.getItem('trueboard.token')") == token
     assert tab.page.evaluate("localStorage.length") == 0
     assert not any(token in url for url in tab.requests)
+    assert not any(token in log.read_text() for log in (world.data / "logs").glob("*.log"))
     tab.page.reload()
     expect(tab.page.get_by_role("button", name="Noor")).to_be_visible()
     tab.check_conduct()
