@@ -41,7 +41,10 @@ PUSH, CENTRIFUGE, FLOOR, CHANNELS, CENTRIFUGO = (
     "Centrifugo",
 )
 
-HELLOS: Final = ('{"id":1,"connect":{}}', '{"id":2,"subscribe":{"channel":"%s"}}')
+SCORES_PATH: Final = "/ws/scores"
+CENTRIFUGE_PATH: Final = "/connection/websocket"
+
+HELLOS: Final = ('{"id":1,"connect":{}}', '{"id":2,"subscribe":{"channel":"%s","delta":"%s"}}')
 """How a client of Centrifuge's protocol begins."""
 
 _START_S: Final = 30.0
@@ -104,9 +107,19 @@ class Boards:
 
 @contextmanager
 def push(
-    stack: _stack.Stack, epoch: str, *, core: int, frame_bytes: int, path: str, gap_ms: float | None = None
+    stack: _stack.Stack,
+    epoch: str,
+    *,
+    core: int,
+    frame_bytes: int,
+    path: str = SCORES_PATH,
+    gap_ms: float | None = None,
+    delta: str = "",
 ) -> Iterator[Broadcaster]:
-    """The feed as it runs elsewhere, but for its limits per address; the topic is empty of other news."""
+    """The feed as it runs elsewhere, but for its limits per address; the topic is empty of other news.
+
+    `delta` is what clients of Centrifuge's protocol ask for: "fossil" or nothing.
+    """
     port, metrics_port = stack.port(), stack.port()
     env = {"LOOPBACK_MAX_SOCKETS": "100000", "FEED_PORT": str(port), "METRICS_PORT": str(metrics_port)}
     if gap_ms is not None:
@@ -124,14 +137,14 @@ def push(
 
     argv = (sys.executable, "-P", "-m", "push")
     with _running("push", argv, core, stack.data, stack.environment(env), service.is_ready) as process:
-        centrifuge = path == "/connection/websocket"
+        centrifuge = path == CENTRIFUGE_PATH
         yield Broadcaster(
             name=CENTRIFUGE if centrifuge else PUSH,
             pid=process.pid,
             port=port,
             path=path,
             publish=publish,
-            hellos=_hellos("board:main") if centrifuge else (),
+            hellos=_hellos("board:main", delta) if centrifuge else (),
         )
 
 
@@ -177,11 +190,11 @@ def centrifugo(program: Path, port: int, *, core: int, frame_bytes: int, data: P
     argv = (str(program), "--config", str(file))
     env = {**os.environ, "GOMAXPROCS": "1"}
     with _running("centrifugo", argv, core, data, env, lambda: _listens(port)) as process:
-        yield Broadcaster(CENTRIFUGO, process.pid, port, "/connection/websocket", publish, _hellos("board"))
+        yield Broadcaster(CENTRIFUGO, process.pid, port, CENTRIFUGE_PATH, publish, _hellos("board"))
 
 
-def _hellos(channel: str) -> tuple[str, ...]:
-    return HELLOS[0], HELLOS[1] % channel
+def _hellos(channel: str, delta: str = "") -> tuple[str, ...]:
+    return HELLOS[0], HELLOS[1] % (channel, delta)
 
 
 def _by_line(process: subprocess.Popen[bytes]) -> Callable[[int], None]:

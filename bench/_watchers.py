@@ -24,6 +24,9 @@ AT_ONCE: Final = 256
 KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 """The one key whose answer `_broadcaster.c` knows (RFC 6455 §1.3)."""
 
+MARK: Final = '"revision":'
+"""What comes before a frame's number."""
+
 DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
 """What browsers offer."""
 
@@ -113,30 +116,31 @@ class Watchers:
             self.served_s = float(answer["served_s"])
         seen.add(answer)
 
-    def until_shown(self, seen: Seen, number: int, clients: int) -> None:
-        """Report until so many have seen this number, or nothing has come for a while."""
+    def until_shown(self, seen: Seen, number: int, clients: int) -> bool:
+        """Report until so many have seen this number; False if nothing has come for a while."""
         frames, since_s = -1, time.monotonic()
         while True:
             self.report(seen)
             shown = seen.by_number.get(number)
             if shown is not None and shown.clients >= clients:
-                return
+                return True
             if seen.frames != frames:
                 frames, since_s = seen.frames, time.monotonic()
             elif time.monotonic() - since_s > _SETTLE_S:
-                return
+                return False
             time.sleep(LOOK_EVERY_S)
 
-    def until_frames(self, seen: Seen, frames: int) -> None:
-        """Report until so many frames have come, or none has for a while."""
+    def until_frames(self, seen: Seen, frames: int) -> bool:
+        """Report until so many frames have come; False if none has for a while."""
         had, since_s = -1, time.monotonic()
         while seen.frames < frames:
             self.report(seen)
             if seen.frames != had:
                 had, since_s = seen.frames, time.monotonic()
             elif time.monotonic() - since_s > _SETTLE_S:
-                return
+                return False
             time.sleep(LOOK_EVERY_S)
+        return True
 
     def _line(self, patience_s: float) -> Any:
         # Read here rather than by `readline`: what waits in its buffer no selector sees.
@@ -159,7 +163,7 @@ def watching(
     clients: int,
     *,
     hellos: Sequence[str] = (),
-    mark: str = '"revision":',
+    mark: str = MARK,
     headers: Sequence[str] = (),
     silent: int = 0,
     at_once: int = AT_ONCE,

@@ -29,9 +29,19 @@ import click
 import psycopg
 
 from bench import _broadcasters, _cpu, _stack
-from bench._broadcasters import CENTRIFUGO, CHANNELS, FIRST, FLOOR, PUSH, Broadcaster
+from bench._broadcasters import (
+    CENTRIFUGE,
+    CENTRIFUGE_PATH,
+    CENTRIFUGO,
+    CHANNELS,
+    FIRST,
+    FLOOR,
+    PUSH,
+    SCORES_PATH,
+    Broadcaster,
+)
 from bench._report import Bar, Spread, circumstances, progress, publish, shown, table
-from bench._watchers import Seen, Watchers, compiled, watching
+from bench._watchers import DEFLATE, MARK, Seen, Watchers, compiled, watching
 from core import catalogue
 
 FRAME_BYTES: Final = 1024
@@ -54,7 +64,8 @@ class Sizes:
     fast_s: float = 5.0
     stalled_clients: int = 200
     stalled: int = 200
-    compressed_clients: int = 5_000
+    packed_clients: int = 5_000
+    packed: int = 20
     storm_clients: int = 5_000
 
 
@@ -65,7 +76,8 @@ TINY: Final = Sizes(
     fast_s=0.5,
     stalled_clients=20,
     stalled=30,
-    compressed_clients=20,
+    packed_clients=20,
+    packed=4,
     storm_clients=40,
 )
 
@@ -97,10 +109,21 @@ class Bench:
         self._number = FIRST
 
     def push(
-        self, path: str = "/ws/scores", *, gap_ms: float | None = None, frame_bytes: int = FRAME_BYTES
+        self,
+        path: str = SCORES_PATH,
+        *,
+        gap_ms: float | None = None,
+        frame_bytes: int = FRAME_BYTES,
+        delta: str = "",
     ) -> AbstractContextManager[Broadcaster]:
         return _broadcasters.push(
-            self.stack, self._epoch, core=self.core, frame_bytes=frame_bytes, path=path, gap_ms=gap_ms
+            self.stack,
+            self._epoch,
+            core=self.core,
+            frame_bytes=frame_bytes,
+            path=path,
+            gap_ms=gap_ms,
+            delta=delta,
         )
 
     def floor(self) -> AbstractContextManager[Broadcaster]:
@@ -133,10 +156,12 @@ class Bench:
         per_s: float | None = None,
         *,
         silent: int = 0,
+        compressed: bool = False,
     ) -> Burst:
         """Publish at this rate whatever comes of it, and wait until the last is everywhere.
 
-        Without a rate the next one waits until everybody who reads has the last.
+        Without a rate the next one waits until everybody who reads has the last. Frames that are
+        compressed are counted and not read, so nothing is known of their times.
         """
         watchers.report(before := Seen())
         seen, reading = Seen(), watchers.clients - silent
@@ -145,14 +170,14 @@ class Bench:
         for index in range(publications):
             if per_s is not None:
                 time.sleep(max(0.0, begun_s + index / per_s - time.monotonic()))
-            elif index:
-                watchers.until_shown(seen, self._number, reading)
+            elif index and not self._has_come(watchers, seen, index, reading, compressed):
+                break
             self._number += 1
             published_us[self._number] = time.time_ns() // 1000
             server.publish(self._number)
-        watchers.until_shown(seen, self._number, reading)
+        self._has_come(watchers, seen, publications, reading, compressed)
         ours = {number: seen.by_number[number] for number in published_us if number in seen.by_number}
-        deliveries = sum(each.clients for each in ours.values())
+        deliveries = seen.frames if compressed else sum(each.clients for each in ours.values())
         last_us = max((each.last_us for each in ours.values()), default=0)
         return Burst(
             deliveries=deliveries,
@@ -167,6 +192,14 @@ class Bench:
                 if each.clients >= reading
             ],
         )
+
+    def _has_come(
+        self, watchers: Watchers, seen: Seen, publications: int, reading: int, compressed: bool
+    ) -> bool:
+        """Wait until everybody who reads has the last publication, or nothing comes any more."""
+        if compressed:
+            return watchers.until_frames(seen, publications * reading)
+        return watchers.until_shown(seen, self._number, reading)
 
 
 def broadcast(bench: Bench, run: Run) -> dict[str, float]:
@@ -212,6 +245,37 @@ def stalled(bench: Bench) -> dict[str, float]:
     }
 
 
+def packed(bench: Bench) -> dict[str, dict[str, float]]:
+    """The same broadcast plain, compressed once for all, as differences, and as both.
+
+    CPU is that of `/ws/scores`, plain and compressed; bytes are of each path's own frames.
+    """
+    sizes = bench.sizes
+    ways: tuple[tuple[str, str, str, bool, int], ...] = (
+        ("scores, plain", SCORES_PATH, "", False, sizes.packed_clients),
+        ("scores, compressed", SCORES_PATH, "", True, sizes.packed_clients),
+        ("board:main, plain", CENTRIFUGE_PATH, "", False, sizes.stalled_clients),
+        ("board:main, compressed", CENTRIFUGE_PATH, "", True, sizes.stalled_clients),
+        ("board:main, delta", CENTRIFUGE_PATH, "fossil", False, sizes.stalled_clients),
+        ("board:main, delta, compressed", CENTRIFUGE_PATH, "fossil", True, sizes.stalled_clients),
+    )
+    found = {}
+    for name, path, delta, compressed, clients in ways:
+        with bench.push(path, gap_ms=FAST_GAP_MS, delta=delta) as server:
+            options: dict[str, Any] = {"headers": (DEFLATE,)} if compressed else {}
+            with bench.watching(server, clients, mark='"offset":' if delta else MARK, **options) as watchers:
+                watchers.wait_served()
+                # The first one that is sent as a difference follows one that was sent whole.
+                bench.burst(server, watchers, 2, compressed=compressed)
+                burst = bench.burst(server, watchers, sizes.packed, compressed=compressed)
+        found[name] = {
+            "bytes_per_delivery": burst.bytes / burst.deliveries if burst.deliveries else 0.0,
+            "cpu_us_per_delivery": burst.us_per_delivery,
+            "deliveries": burst.deliveries,
+        }
+    return found
+
+
 def storm(bench: Bench) -> dict[str, float]:
     """All watchers are cut off and come back at once: until the last has its board."""
     clients = bench.sizes.storm_clients
@@ -255,6 +319,7 @@ def main(
         bench = Bench(stack, sizes, server_core, _epoch(stack.postgres_url))
         runs: dict[str, Run] = {
             PUSH: lambda: bench.push(gap_ms=FAST_GAP_MS),
+            CENTRIFUGE: lambda: bench.push(CENTRIFUGE_PATH),
             FLOOR: bench.floor,
             CHANNELS: bench.channels,
         }
@@ -263,10 +328,12 @@ def main(
         measured = _in_turns(bench, runs)
         progress("a reader that never reads")
         unread = stalled(bench)
+        progress("compressed, and as differences")
+        small = packed(bench)
         progress(f"{sizes.storm_clients:,} come back at once")
         back = storm(bench)
     settings = {**asdict(sizes), "frame_bytes": FRAME_BYTES, "server_core": server_core}
-    _tell({**facts, "settings": settings}, measured, unread, back, as_json=as_json)
+    _tell({**facts, "settings": settings}, measured, unread, small, back, as_json=as_json)
 
 
 def _in_turns(bench: Bench, runs: Mapping[str, Run]) -> dict[str, dict[str, Spread]]:
@@ -300,12 +367,21 @@ def _allow_many_sockets() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _bars(measured: Mapping[str, Mapping[str, Spread]], unread: Mapping[str, float]) -> list[Bar]:
+def _bars(
+    measured: Mapping[str, Mapping[str, Spread]],
+    unread: Mapping[str, float],
+    small: Mapping[str, Mapping[str, float]],
+) -> list[Bar]:
     ours, floor, channels = measured[PUSH], measured[FLOOR], measured[CHANNELS]
 
     def against(name: str, figure: str, rival: Mapping[str, Spread], most: float) -> Bar:
         ratio = ours[figure].median / rival[figure].median if rival[figure].median else float("inf")
         return Bar(name, ratio, f"≤ {most}", ratio <= most)
+
+    def of_plain(name: str, figure: str, most: float) -> Bar:
+        plain, compressed = (small[way][figure] for way in ("scores, plain", "scores, compressed"))
+        ratio = compressed / plain if plain else float("inf")
+        return Bar(name, ratio, f"≤ {shown(most)}", ratio <= most)
 
     bars = [
         against("CPU per delivery, times the C program's", "cpu_us_per_delivery", floor, 1.6),
@@ -315,6 +391,8 @@ def _bars(measured: Mapping[str, Mapping[str, Spread]], unread: Mapping[str, flo
         at_most("KB a connection that is idle", ours["kb_per_connection"].median, 25.0),
         at_most("frames others missed beside a reader that never reads", unread["missing"], 0),
         at_most("MB the server grew by it", unread["grown_mb"], 1.0),
+        of_plain("CPU of the compressed broadcast, times the plain one's", "cpu_us_per_delivery", 1.15),
+        of_plain("bytes of the compressed broadcast, share of the plain one's", "bytes_per_delivery", 1 / 3),
     ]
     if CENTRIFUGO in measured:
         rival = measured[CENTRIFUGO]
@@ -337,14 +415,15 @@ def _tell(
     facts: Mapping[str, Any],
     measured: Mapping[str, Mapping[str, Spread]],
     unread: Mapping[str, float],
+    small: Mapping[str, Mapping[str, float]],
     back: Mapping[str, float],
     *,
     as_json: bool,
 ) -> None:
-    bars = _bars(measured, unread)
+    bars = _bars(measured, unread, small)
     settings = facts["settings"]
     publish(
-        {**facts, "broadcast": measured, "stalled": unread, "storm": back, "bars": bars},
+        {**facts, "broadcast": measured, "stalled": unread, "packed": small, "storm": back, "bars": bars},
         [
             table(
                 (
@@ -369,6 +448,13 @@ def _tell(
                         each["connect_s"],
                     )
                     for name, each in measured.items()
+                ],
+            ),
+            table(
+                ("the same board", "bytes/delivery", "µs CPU/delivery"),
+                [
+                    (name, shown(each["bytes_per_delivery"]), shown(each["cpu_us_per_delivery"]))
+                    for name, each in small.items()
                 ],
             ),
             f"one of {settings['stalled_clients']} never reads: the others missed {unread['missing']:.0f} of "

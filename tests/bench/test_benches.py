@@ -85,12 +85,20 @@ def test_feed():
 def test_fanout():
     result = result_of("fanout")
 
-    assert set(result["broadcast"]) == {"push /ws/scores", "C epoll", "litestar.channels"}
+    assert set(result["broadcast"]) == {
+        "push /ws/scores",
+        "push /connection/websocket",
+        "C epoll",
+        "litestar.channels",
+    }
     for server in result["broadcast"].values():
         assert server["missing"]["median"] == 0
         assert server["last_ms"]["median"] > 0
         assert server["fast_per_s"]["median"] > 0
     assert result["stalled"]["missing"] == 0
     assert result["stalled"]["deliveries"] == 30 * 19
+    sizes = {way: each["bytes_per_delivery"] for way, each in result["packed"].items()}
+    assert sizes["scores, compressed"] < sizes["scores, plain"] / 2
+    assert sizes["board:main, delta"] < sizes["board:main, plain"] / 2
     assert result["storm"]["served_s"] > 0
-    assert len(result["bars"]) == 7
+    assert len(result["bars"]) == 9
