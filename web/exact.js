@@ -29,7 +29,7 @@ const plain = new Intl.NumberFormat("en");
 const signed = new Intl.NumberFormat("en", { signDisplay: "always" });
 
 /** @param {Score | bigint} score */
-export const shown = (score) => plain.format(BigInt(score));
+export const shown = (score) => plain.format(BigInt(score)).replace("-", "−");
 
 /** @param {Score | bigint} change */
 export const shownChange = (change) => signed.format(BigInt(change)).replace("-", "−");

@@ -25,11 +25,10 @@ export class OwnPlace {
     // behind the board: what is shown may be no longer so, and is being asked for
     const settled = own !== null && compare(own, view) >= 0;
     const said = sentence(view, own, entry, settled);
-    const written = JSON.stringify([entry, said, settled, token.name]);
+    const written = JSON.stringify([entry, said, token.name]);
     if (written === this.written) return;
     this.written = written;
     const name = entry?.username || token.name;
-    this.place.dataset.settled = String(settled);
     this.place.replaceChildren(
       make("span", "own-rank", entry ? shown(entry.rank) : "–"),
       face(token.userId, name),

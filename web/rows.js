@@ -10,6 +10,7 @@ import { counted } from "./words.js";
 const GLIDE_MS = 520;
 const LEAVE_MS = 260;
 const NEWS_MS = 7_000;
+const LONG = 12;
 const EASE = "cubic-bezier(.22, .8, .2, 1)";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -55,6 +56,7 @@ class Row {
     if (text(this.name, entry.username)) this.face.replaceWith((this.face = face(entry.user_id, entry.username)));
     text(this.id, entry.username === entry.user_id ? "" : entry.user_id);
     text(this.score, shown(entry.score));
+    this.score.classList.toggle("is-long", this.score.textContent.length > LONG);
     this.tag.hidden = !own;
     this.element.classList.toggle("is-own", own);
     this.element.classList.toggle("is-chosen", chosen);

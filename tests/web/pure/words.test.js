@@ -13,6 +13,7 @@ test("large scores keep all their digits, and only they become strings", () => {
     revision: 12,
   });
   assert.equal(shown("9007199254740993"), "9,007,199,254,740,993");
+  assert.equal(shown(-1200), "−1,200");
 });
 
 test("text that looks like a score stays text", () => {
