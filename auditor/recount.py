@@ -6,6 +6,9 @@ of `player` that is sent again says what holds now, not what held at its revisio
 hidden, erased or told of twice is therefore *in doubt* from that record on, until a revision is
 reached that is later than everything the record could have known (`settle_doubts`); while in doubt
 a player is left out of every comparison.
+
+After a restore two players may be told of under one user id: whoever came first in revisions that were
+lost came once more, as another player. The topic keeps both, under their own keys.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Recount:
 
     _numbers: dict[str, int] = field(default_factory=dict)
     _of_user: dict[str, int] = field(default_factory=dict)
+    _namesakes: dict[str, set[int]] = field(default_factory=dict)
     _once: set[int] = field(default_factory=set)
     _accepted: array[int] = field(default_factory=lambda: array("q"))
     _with_points: array[int] = field(default_factory=lambda: array("q"))
@@ -173,8 +177,8 @@ class Recount:
     def person(self, key: str, person: Person | None, revision: int, now_s: float) -> None:
         """Take one record of `player`; None says that they were erased.
 
-        `now_s` is when it was read; infinite: what it says is void, and nothing settles it but a
-        record that is not.
+        `now_s` is when it was read; infinite, with revision 0: what it says is void, and nothing
+        settles it but a record that is not.
         """
         player = self._number(key)
         if revision < self._told[player]:
@@ -192,18 +196,29 @@ class Recount:
             self._doubt(player, now_s)
         elif self._doubts.get(player, (0.0, None))[0] == math.inf:
             del self._doubts[player]
-        if flags and self.users[player]:
-            self._of_user.pop(self.users[player], None)
-            if not user:
-                self._once.add(hash(self.users[player]))
-        if user:
-            self._of_user[user] = player
+        if self.users[player] and not user:
+            self._once.add(hash(self.users[player]))
+        self._rename(player, self.users[player], user)
         shown_before = self._shown(player)
         self.users[player], self.flags[player] = user, after
         self._names[player], self._told[player] = name, revision
         self._replaced(player, before, shown_before)
         if self._accepted[player]:
             self.last_changed = max(self.last_changed, revision)
+
+    def _rename(self, player: int, before: str, after: str) -> None:
+        if before == after:
+            return
+        several = self._namesakes.get(before)
+        if several is None:
+            self._of_user.pop(before, None)
+        else:
+            several.discard(player)
+            if len(several) == 1:
+                self._of_user[before] = several.pop()
+                del self._namesakes[before]
+        if after and (other := self._of_user.setdefault(after, player)) != player:
+            self._namesakes.setdefault(after, {other}).add(player)
 
     # Doubt ---------------------------------------------------------------------------------
 
@@ -233,7 +248,11 @@ class Recount:
     # Reading -------------------------------------------------------------------------------
 
     def player_of(self, user: str) -> int | None:
-        return self._of_user.get(user)
+        """The player of a user id: of several the one that no void record told of, or who has actions."""
+        several = self._namesakes.get(user)
+        if several is None:
+            return self._of_user.get(user)
+        return max(several, key=lambda player: (self._told[player] > 0, self._last_row[player] >= 0))
 
     def is_hidden(self, player: int) -> bool:
         return bool(self.flags[player] & HIDDEN)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from auditor import records
 from auditor.audit import Seen
 from auditor.comparing import Copy, Page, Shown
-from auditor.records import MAIN
+from auditor.records import MAIN, Person
+from auditor.recount import Recount
 from tests.auditor.world import EPOCH, LATER_EPOCH, Watch, World, encoded, horizon, mutated, pid, take
 
 
@@ -495,15 +498,12 @@ def test_of_a_compacted_topic_only_the_last_record_of_somebody_is_needed():
 
 
 def test_after_a_restore_the_lost_revisions_are_void():
-    world = of_twelve()
     lost = of_twelve()
+    world = lost.restored(3)
     lost.revise(("act", "u01", "lost", 1_000))
-    world.epoch = LATER_EPOCH
-    world.revise(("act", "u02", "after", 7))
     continues = {LATER_EPOCH: (EPOCH, 3)}
     watch = Watch(world, until=4, continues=continues)
     take(watch.audit, lost.last)
-    watch.audit.take_judged(encoded({"epoch": LATER_EPOCH, "revision": 4, "continues": [EPOCH, 3]}))
     world.revise(("act", "u02", "more", 7))
     take(watch.audit, world.last)
     watch.go_on()
@@ -512,6 +512,62 @@ def test_after_a_restore_the_lost_revisions_are_void():
     assert watch.wrong == []
     assert watch.audit.continues == continues
     assert ("page", 5) in watch.report.made
+
+
+@pytest.mark.parametrize("void_first", [True, False])
+def test_who_came_anew_after_a_restore_is_another_player_under_the_same_user_id(void_first: bool):
+    """Under two keys two records of `player` name them: the void one may be read before or after."""
+    lost = of_twelve()
+    world = lost.restored(3)
+    lost.revise(("act", "new", "lost", 1_000))
+    world.revise(("act", "new", "again", 65), ("act", "u02", "after", 7))
+    watch = Watch(world, continues={LATER_EPOCH: (EPOCH, 3)})
+    if void_first:
+        take(watch.audit, lost.last)
+    watch.take_rest()
+    if not void_first:
+        take(watch.audit, lost.last)
+    watch.go_on()
+    watch.audit.observe(world.page(limit=100))
+    world.revise(("act", "new", "more", 1))
+    watch.take_rest()
+    watch.audit.observe(world.copy())
+
+    assert watch.wrong == []
+    assert {("page", 5), ("publication", 6), ("copy", 6)} <= set(watch.report.made)
+
+
+def test_a_wrong_score_of_somebody_who_came_anew_is_seen():
+    lost = of_twelve()
+    world = lost.restored(3)
+    gone = lost.revise(("act", "new", "lost", 1_000))
+    world.revise(("act", "new", "again", 65))
+    watch = Watch(world, until=5, continues={LATER_EPOCH: (EPOCH, 3)})
+    take(watch.audit, gone)
+    wrong = mutated(world.revise(("act", "new", "more", 1)))
+    assert wrong.publication is not None
+    wrong.publication["changed"][0]["score"] += 1
+    take(watch.audit, wrong)
+    watch.go_on()
+
+    assert watch.wrong == [("publication", 6, "score", "new")]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_is_known_by_void_records_alone_is_whoever_has_points(first: int):
+    """Somebody was renamed in one history that was taken back, and came anew in another one."""
+    world = of_twelve()
+    void = Person("u07", "Seven", hidden=False)
+    recount = Recount()
+    for key in ("another", pid("u07")) if first else (pid("u07"), "another"):
+        recount.person(key, void, 0, math.inf)
+    for record in (record for revision in world.revisions for record in revision.judged):
+        recount.judged(records.read_judged(encoded(record) or b""))
+
+    player = recount.player_of("u07")
+
+    assert player is not None
+    assert recount.scores[player] == 70
 
 
 def test_where_a_history_goes_on_from_is_noticed_so_that_it_is_counted_again():

@@ -60,6 +60,9 @@ class Revision:
     judged: list[dict[str, Any]] = field(default_factory=list)
     people: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)
     publication: dict[str, Any] | None = None
+    epoch: str = EPOCH
+    continues: tuple[str, int] | None = None
+    """Where the history goes on from, of the first revision of an epoch."""
     board: list[tuple[str, int, str]] = field(default_factory=list)
     """(user id, score, reached at) in rank order, after it."""
 
@@ -71,6 +74,7 @@ class World:
     epoch: str = EPOCH
     revisions: list[Revision] = field(default_factory=list)
     clock_us: int = 0
+    _acts: list[tuple[tuple[Any, ...], ...]] = field(default_factory=list)
     _effects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _people: dict[str, dict[str, Any]] = field(default_factory=dict)
     _erased: set[str] = field(default_factory=set)
@@ -82,10 +86,33 @@ class World:
     def revise(self, *acts: tuple[Any, ...]) -> Revision:
         """One revision: ("act", user, action id, points[, verdict]), ("decide", user, action id,
         verdict[, points]), ("name", user, name), ("hide", user, hidden), ("erase", user)."""
-        revision = Revision(len(self.revisions) + 1)
+        revision = Revision(len(self.revisions) + 1, epoch=self.epoch)
         for kind, user, *rest in acts:
             getattr(self, f"_{kind}")(revision, user, *rest)
+        return self._appended(revision, acts)
+
+    def restored(self, number: int, epoch: str = LATER_EPOCH) -> World:
+        """This ledger put back to what it was at a revision, and the first revision of a new epoch.
+
+        Whoever comes afterwards is a player of their own, also where they had come before.
+        """
+        world = World()
+        for before, acts in zip(self.revisions[:number], self._acts, strict=False):
+            if before.continues is None:
+                world.epoch = before.epoch
+                world.revise(*acts)
+            else:
+                world._begin(before.epoch)
+        world._begin(epoch)
+        return world
+
+    def _begin(self, epoch: str) -> Revision:
+        continues, self.epoch = (self.epoch, len(self.revisions)), epoch
+        return self._appended(Revision(continues[1] + 1, epoch=epoch, continues=continues), ())
+
+    def _appended(self, revision: Revision, acts: tuple[tuple[Any, ...], ...]) -> Revision:
         self.revisions.append(revision)
+        self._acts.append(acts)
         board = self.count()
         revision.board = sorted(board.values(), key=lambda e: (-e[1], e[2], e[0].encode()))
         revision.publication = self._publication(revision, board)
@@ -95,11 +122,12 @@ class World:
         self, revision: Revision, user: str, action_id: str, points: int, verdict: str = "accepted"
     ) -> None:
         if user not in self._people:
-            self._people[user] = {"player": pid(user), "user_id": user, "username": user, "hidden": False}
-            revision.people.append((pid(user), dict(self._people[user])))
+            player = pid(user if self.epoch == EPOCH else f"{user} {self.epoch}")
+            self._people[user] = {"player": player, "user_id": user, "username": user, "hidden": False}
+            revision.people.append((player, dict(self._people[user])))
         self.clock_us += 7
         record = {
-            "player": pid(user),
+            "player": self._people[user]["player"],
             "action_id": action_id,
             "type": "client_points",
             "verdict": verdict,
@@ -128,15 +156,15 @@ class World:
 
     def _name(self, revision: Revision, user: str, name: str) -> None:
         self._people[user]["username"] = name
-        revision.people.append((pid(user), dict(self._people[user])))
+        revision.people.append((self._people[user]["player"], dict(self._people[user])))
 
     def _hide(self, revision: Revision, user: str, hidden: bool) -> None:
         self._people[user]["hidden"] = hidden
-        revision.people.append((pid(user), dict(self._people[user])))
+        revision.people.append((self._people[user]["player"], dict(self._people[user])))
 
     def _erase(self, revision: Revision, user: str) -> None:
         self._erased.add(user)
-        revision.people.append((pid(user), None))
+        revision.people.append((self._people[user]["player"], None))
 
     # Counting ------------------------------------------------------------------------------
 
@@ -163,7 +191,7 @@ class World:
             if board.get(user) != self._before.get(user) or (user in named and user in board)
         ]
         self._before = dict(board)
-        if not changed:
+        if not changed and revision.continues is None:
             return None
         record = {
             "board": "main",
@@ -221,9 +249,9 @@ class World:
                 shown[player] = person is not None and not person["hidden"]
         publication = copy.deepcopy(revision.publication)
         for line in publication["changed"]:
-            if not shown[pid(line["user_id"])]:
+            if not shown[self._people[line["user_id"]]["player"]]:
                 line["score"] = line["reached_at"] = None
-        lines = [line for line in revision.board if shown[pid(line[0])]]
+        lines = [line for line in revision.board if shown[self._people[line[0]]["player"]]]
         publication["top"] = [
             {"rank": rank, "user_id": user, "username": user, "score": score, "reached_at": reached}
             for rank, (user, score, reached) in enumerate(lines[:10], 1)
@@ -253,9 +281,11 @@ def encoded(value: Any) -> bytes | None:
 
 def take(audit: Audit, revision: Revision, *, now_s: float = 0.0) -> None:
     """Hand on everything that a revision put on the topics."""
-    epoch = revision.publication["epoch"] if revision.publication else EPOCH
+    if revision.continues is not None:
+        begins = {"epoch": revision.epoch, "revision": revision.number, "continues": revision.continues}
+        audit.take_judged(encoded(begins))
     for player, person in revision.people:
-        audit.take_person(player, encoded(person), (epoch, revision.number), now_s)
+        audit.take_person(player, encoded(person), (revision.epoch, revision.number), now_s)
     for record in revision.judged:
         audit.take_judged(encoded(record))
     if revision.publication is not None:
