@@ -30,6 +30,8 @@ class LogEnds:
                 # One batch of records answers, however large; what lies behind it is not asked for.
                 "fetch.message.max.bytes": 1024,
                 "queued.min.messages": 1,
+                # What was brought is taken at once, so nothing waits a second for its turn.
+                "fetch.queue.backoff.ms": 10,
                 "log_level": 0,
                 **(kafka or {}),
             }
@@ -83,6 +85,9 @@ class LogEnds:
                     partition = message.partition()
                     if partition is not None and message.offset() == offsets.get(partition):
                         found[partition] = (message.key(), message.value())
+                        # Of a fetch only the first partition's batch may be larger than was asked for:
+                        # one that is still assigned would stand before those that are waited for.
+                        self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
         except KafkaException as error:
             raise Unavailable(f"Kafka: {error}") from error
         finally:
