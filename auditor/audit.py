@@ -49,12 +49,13 @@ BEYOND: Final = 1 << 62
 class Horizon:
     """Everything up to `revision` stands on the topics before `ends`: (topic, partition) → offset.
 
-    `ledger_end` is the ledger's last revision. Both were asked for after `asked_s`, over a
-    connection opened at `connected_s`, and the ends after both.
+    `ledger_epoch` and `ledger_end` are the ledger's last position. Both were asked for at once, after
+    `asked_s`, over a connection opened at `connected_s`, and the ends after both.
     """
 
     epoch: str
     revision: int
+    ledger_epoch: str
     ledger_end: int
     asked_s: float
     connected_s: float
@@ -386,8 +387,11 @@ class Audit:
     def _beyond(self, horizon: Horizon) -> None:
         """Nobody may have shown a revision that the ledger, asked later, does not have.
 
-        Not asked of what was seen before this connection: the ledger may have been restored since.
+        Not asked of what was seen before this connection: the ledger may have been restored since. Nor
+        once it is in another epoch: what was lost is shown until everybody has gone over.
         """
+        if horizon.ledger_epoch != self.epoch:
+            return
         kept = []
         for entry in self._seen:
             revision, _, seen = entry

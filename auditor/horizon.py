@@ -1,8 +1,10 @@
 """How far the topics are known to be sent: the publisher's cursor, then where each partition ends.
 
-The cursor is the one thing read from the database, as a sign of what is confirmed; nothing is
-counted from it. It names the topics it speaks of by Kafka's ids: a topic that was made anew under
-the same name is not the one, and then there is no horizon until the publisher has taken it up.
+The cursor and the ledger's last position are all that is read from the database, as signs of what is
+confirmed and what there is; nothing is counted from them. They are read, as by everybody, only from a
+ledger that was compared with what follows it. The cursor names the topics it speaks of by Kafka's ids:
+a topic that was made anew under the same name is not the one, and then there is no horizon until the
+publisher has taken it up.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from auditor.audit import Horizon
 from auditor.records import BOARD_CHANGED, JUDGED, PLAYER
 from core.errors import Unavailable
 from storage.kafka.topic_ids import topic_id
+from storage.postgres import connections
 
 TOPICS: Final = (JUDGED, PLAYER, BOARD_CHANGED)
 _TIMEOUT_S: Final = 5.0
 _IDS_EVERY_S: Final = 10.0
 
 _CURSOR: Final = (
-    "SELECT c.epoch, c.revision, c.topic_ids, (SELECT max(revision) FROM revisions)"
-    " FROM cursors c WHERE follower = 'topics'"
+    "SELECT c.epoch, c.revision, c.topic_ids, r.epoch, r.revision FROM cursors c,"
+    " (SELECT epoch, revision FROM revisions ORDER BY revision DESC LIMIT 1) r"
+    " WHERE follower = 'topics'"
 )
 
 Ends = Mapping[tuple[str, int], int]
@@ -56,7 +60,8 @@ class Horizons:
         if row is None or row[2] != self._ids:
             return None
         ends = self.offsets(OffsetSpec.latest())
-        return Horizon(row[0], row[1], row[3], asked_s, self._connected_s, ends)
+        epoch, revision, _, ledger_epoch, ledger_end = row
+        return Horizon(epoch, revision, ledger_epoch, ledger_end, asked_s, self._connected_s, ends)
 
     def offsets(self, which: Any) -> Ends:
         """The first or last offset of every partition of the topics."""
@@ -102,13 +107,7 @@ class Horizons:
     def _cursor(self) -> tuple[Any, ...] | None:
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(
-                    self._url,
-                    autocommit=True,
-                    connect_timeout=5,
-                    application_name="trueboard auditor",
-                    options="-c statement_timeout=5000",
-                )
+                self._connection = connections.connect(self._url, name="auditor", autocommit=True)
                 self._connected_s = time.monotonic()
             return self._connection.execute(_CURSOR).fetchone()
         except psycopg.Error as error:

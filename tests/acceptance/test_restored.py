@@ -22,6 +22,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.acceptance import naive
+from tests.acceptance.audits import caught_up, lines
 from tests.acceptance.stacks import COMMAND, Stack, is_gone, run
 from tests.acceptance.topics import CHANGED, JUDGED, PLAYER, Record, read
 from tests.acceptance.world import World, as_us, now, until
@@ -353,6 +354,15 @@ def test_an_operator_says_that_revisions_were_lost(world: World):
     code, report = run(world.data, "verify", "--wait", "20")
     assert (code, report["ok"]) == (0, True), report
     assert counted_by_an_analyst(world) == scores(world)
+
+
+def test_the_auditor_counts_along_the_line_and_finds_no_difference(world: World):
+    """Counted by a process that lived through the restore and the new epoch."""
+    after = caught_up(world)
+
+    assert after["mismatches"] == 0, lines(world.data, "audit_mismatch")
+    for what in ("publication", "chain", "digest", "page", "frame", "copy"):
+        assert after[what] > 0, what
 
 
 def test_the_command_says_what_keeps_it_from_it(tmp_path: Path):

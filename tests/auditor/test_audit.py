@@ -570,6 +570,17 @@ def test_who_is_known_by_void_records_alone_is_whoever_has_points(first: int):
     assert recount.scores[player] == 70
 
 
+def test_what_was_lost_may_be_shown_until_the_new_epoch_is_on_the_topics():
+    lost = of_twelve()
+    watch = watched(lost, seen=3)
+    lost.revise(("act", "u01", "lost", 1_000))
+    lost.revise(("act", "u02", "lost", 1_000))
+    watch.audit.observe(replace(lost.page(), seen_s=1.0))
+    watch.audit.advance(horizon(3, asked_s=2e12, ledger_end=4, ledger_epoch=LATER_EPOCH))
+
+    assert watch.report.mismatches == []
+
+
 def test_where_a_history_goes_on_from_is_noticed_so_that_it_is_counted_again():
     watch = watched(of_twelve())
 

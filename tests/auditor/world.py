@@ -292,8 +292,15 @@ def take(audit: Audit, revision: Revision, *, now_s: float = 0.0) -> None:
         audit.take_publication(MAIN, encoded(revision.publication))
 
 
-def horizon(revision: int, *, asked_s: float, ledger_end: int | None = None, epoch: str = EPOCH) -> Horizon:
-    return Horizon(epoch, revision, ledger_end or revision, asked_s, -1.0, {})
+def horizon(
+    revision: int,
+    *,
+    asked_s: float,
+    ledger_end: int | None = None,
+    epoch: str = EPOCH,
+    ledger_epoch: str | None = None,
+) -> Horizon:
+    return Horizon(epoch, revision, ledger_epoch or epoch, ledger_end or revision, asked_s, -1.0, {})
 
 
 class Watch:
