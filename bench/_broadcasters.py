@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -62,6 +62,10 @@ class Broadcaster:
     path: str
     publish: Callable[[int], None]
     hellos: tuple[str, ...] = ()
+
+    def at(self, path: str, delta: str = "") -> Broadcaster:
+        """The same feed by another path; `delta` is what Centrifuge's clients ask for."""
+        return replace(self, path=path, hellos=_hellos_at(path, delta))
 
 
 class Boards:
@@ -114,12 +118,8 @@ def push(
     frame_bytes: int,
     path: str = SCORES_PATH,
     gap_ms: float | None = None,
-    delta: str = "",
 ) -> Iterator[Broadcaster]:
-    """The feed as it runs elsewhere, but for its limits per address; the topic is empty of other news.
-
-    `delta` is what clients of Centrifuge's protocol ask for: "fossil" or nothing.
-    """
+    """The feed as it runs elsewhere, but for its limits per address; the topic is empty of other news."""
     port, metrics_port = stack.port(), stack.port()
     env = {"LOOPBACK_MAX_SOCKETS": "100000", "FEED_PORT": str(port), "METRICS_PORT": str(metrics_port)}
     if gap_ms is not None:
@@ -137,15 +137,8 @@ def push(
 
     argv = (sys.executable, "-P", "-m", "push")
     with _running("push", argv, core, stack.data, stack.environment(env), service.is_ready) as process:
-        centrifuge = path == CENTRIFUGE_PATH
-        yield Broadcaster(
-            name=CENTRIFUGE if centrifuge else PUSH,
-            pid=process.pid,
-            port=port,
-            path=path,
-            publish=publish,
-            hellos=_hellos("board:main", delta) if centrifuge else (),
-        )
+        name = CENTRIFUGE if path == CENTRIFUGE_PATH else PUSH
+        yield Broadcaster(name, process.pid, port, path, publish, _hellos_at(path))
 
 
 @contextmanager
@@ -191,6 +184,10 @@ def centrifugo(program: Path, port: int, *, core: int, frame_bytes: int, data: P
     env = {**os.environ, "GOMAXPROCS": "1"}
     with _running("centrifugo", argv, core, data, env, lambda: _listens(port)) as process:
         yield Broadcaster(CENTRIFUGO, process.pid, port, CENTRIFUGE_PATH, publish, _hellos("board"))
+
+
+def _hellos_at(path: str, delta: str = "") -> tuple[str, ...]:
+    return _hellos("board:main", delta) if path == CENTRIFUGE_PATH else ()
 
 
 def _hellos(channel: str, delta: str = "") -> tuple[str, ...]:

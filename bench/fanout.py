@@ -114,16 +114,9 @@ class Bench:
         *,
         gap_ms: float | None = None,
         frame_bytes: int = FRAME_BYTES,
-        delta: str = "",
     ) -> AbstractContextManager[Broadcaster]:
         return _broadcasters.push(
-            self.stack,
-            self._epoch,
-            core=self.core,
-            frame_bytes=frame_bytes,
-            path=path,
-            gap_ms=gap_ms,
-            delta=delta,
+            self.stack, self._epoch, core=self.core, frame_bytes=frame_bytes, path=path, gap_ms=gap_ms
         )
 
     def floor(self) -> AbstractContextManager[Broadcaster]:
@@ -245,30 +238,27 @@ def stalled(bench: Bench) -> dict[str, float]:
     }
 
 
-def packed(bench: Bench) -> dict[str, dict[str, float]]:
-    """The same broadcast plain, compressed once for all, as differences, and as both.
-
-    CPU is that of `/ws/scores`, plain and compressed; bytes are of each path's own frames.
-    """
-    sizes = bench.sizes
-    ways: tuple[tuple[str, str, str, bool, int], ...] = (
-        ("scores, plain", SCORES_PATH, "", False, sizes.packed_clients),
-        ("scores, compressed", SCORES_PATH, "", True, sizes.packed_clients),
-        ("board:main, plain", CENTRIFUGE_PATH, "", False, sizes.stalled_clients),
-        ("board:main, compressed", CENTRIFUGE_PATH, "", True, sizes.stalled_clients),
-        ("board:main, delta", CENTRIFUGE_PATH, "fossil", False, sizes.stalled_clients),
-        ("board:main, delta, compressed", CENTRIFUGE_PATH, "fossil", True, sizes.stalled_clients),
-    )
-    found = {}
-    for name, path, delta, compressed, clients in ways:
-        with bench.push(path, gap_ms=FAST_GAP_MS, delta=delta) as server:
-            options: dict[str, Any] = {"headers": (DEFLATE,)} if compressed else {}
-            with bench.watching(server, clients, mark='"offset":' if delta else MARK, **options) as watchers:
-                watchers.wait_served()
-                # The first one that is sent as a difference follows one that was sent whole.
-                bench.burst(server, watchers, 2, compressed=compressed)
-                burst = bench.burst(server, watchers, sizes.packed, compressed=compressed)
-        found[name] = {
+def packed(bench: Bench, server: Broadcaster) -> dict[str, dict[str, float]]:
+    """The same board plain, compressed once for all, as differences, and as both."""
+    sizes, found = bench.sizes, {}
+    for path, delta, compressed in (
+        (SCORES_PATH, "", False),
+        (SCORES_PATH, "", True),
+        (CENTRIFUGE_PATH, "", False),
+        (CENTRIFUGE_PATH, "", True),
+        (CENTRIFUGE_PATH, "fossil", False),
+        (CENTRIFUGE_PATH, "fossil", True),
+    ):
+        options: dict[str, Any] = {"headers": (DEFLATE,)} if compressed else {}
+        clients = sizes.packed_clients if path == SCORES_PATH else sizes.stalled_clients
+        mark = '"offset":' if delta else MARK
+        with bench.watching(server.at(path, delta), clients, mark=mark, **options) as watchers:
+            watchers.wait_served()
+            # The first one that is sent as a difference follows one that was sent whole.
+            bench.burst(server, watchers, 2, compressed=compressed)
+            burst = bench.burst(server, watchers, sizes.packed, compressed=compressed)
+        words = (path, "differences" if delta else "", "compressed" if compressed else "")
+        found[", ".join(filter(None, words))] = {
             "bytes_per_delivery": burst.bytes / burst.deliveries if burst.deliveries else 0.0,
             "cpu_us_per_delivery": burst.us_per_delivery,
             "deliveries": burst.deliveries,
@@ -276,16 +266,15 @@ def packed(bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
-def storm(bench: Bench) -> dict[str, float]:
+def storm(bench: Bench, server: Broadcaster) -> dict[str, float]:
     """All watchers are cut off and come back at once: until the last has its board."""
     clients = bench.sizes.storm_clients
-    with bench.push() as server:
-        with bench.watching(server, clients) as watchers:
-            watchers.wait_served()
-        before_s = _cpu.alone_s(server.pid)
-        with bench.watching(server, clients, at_once=clients) as watchers:
-            served_s = watchers.wait_served()
-        cpu_s = _cpu.alone_s(server.pid) - before_s
+    with bench.watching(server, clients) as watchers:
+        watchers.wait_served()
+    before_s = _cpu.alone_s(server.pid)
+    with bench.watching(server, clients, at_once=clients) as watchers:
+        served_s = watchers.wait_served()
+    cpu_s = _cpu.alone_s(server.pid) - before_s
     return {"clients": clients, "served_s": served_s, "cpu_ms_per_client": cpu_s / clients * 1000}
 
 
@@ -329,9 +318,10 @@ def main(
         progress("a reader that never reads")
         unread = stalled(bench)
         progress("compressed, and as differences")
-        small = packed(bench)
-        progress(f"{sizes.storm_clients:,} come back at once")
-        back = storm(bench)
+        with bench.push(gap_ms=FAST_GAP_MS) as server:
+            small = packed(bench, server)
+            progress(f"{sizes.storm_clients:,} come back at once")
+            back = storm(bench, server)
     settings = {**asdict(sizes), "frame_bytes": FRAME_BYTES, "server_core": server_core}
     _tell({**facts, "settings": settings}, measured, unread, small, back, as_json=as_json)
 
@@ -379,7 +369,7 @@ def _bars(
         return Bar(name, ratio, f"≤ {most}", ratio <= most)
 
     def of_plain(name: str, figure: str, most: float) -> Bar:
-        plain, compressed = (small[way][figure] for way in ("scores, plain", "scores, compressed"))
+        plain, compressed = (small[way][figure] for way in (SCORES_PATH, f"{SCORES_PATH}, compressed"))
         ratio = compressed / plain if plain else float("inf")
         return Bar(name, ratio, f"≤ {shown(most)}", ratio <= most)
 

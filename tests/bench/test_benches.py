@@ -98,7 +98,7 @@ def test_fanout():
     assert result["stalled"]["missing"] == 0
     assert result["stalled"]["deliveries"] == 30 * 19
     sizes = {way: each["bytes_per_delivery"] for way, each in result["packed"].items()}
-    assert sizes["scores, compressed"] < sizes["scores, plain"] / 2
-    assert sizes["board:main, delta"] < sizes["board:main, plain"] / 2
+    assert sizes["/ws/scores, compressed"] < sizes["/ws/scores"] / 2
+    assert sizes["/connection/websocket, differences"] < sizes["/connection/websocket"] / 2
     assert result["storm"]["served_s"] > 0
     assert len(result["bars"]) == 9
