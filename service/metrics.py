@@ -57,7 +57,7 @@ DELIVERY_SECONDS = Histogram(
 LOST_RECORDS = Counter(
     "trueboard_lost_records",
     "Confirmed records that Kafka no longer has, at least. "
-    "Any rise means that brokers lost what they had confirmed: the log line says which.",
+    "A rise means that brokers lost what they had confirmed: the log line says which.",
 )
 PRODUCERS_REPLACED = Counter(
     "trueboard_producers_replaced",
