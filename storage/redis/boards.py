@@ -35,8 +35,9 @@ from storage.redis.packing import pack
 PAGE: Final = 1_000
 """Entries a script puts in at a time: 5–13 µs each, so a page takes at most some 13 ms."""
 
-LIFETIME_S: Final = 60
-"""How long an unfinished build is kept after its builder was last heard of."""
+LIFETIME_S: Final = 15
+"""How long an unfinished build is kept after its builder was last heard of: longer than a step may take
+(5 s in Postgres, 5 s in Redis), and as long as there is no copy when a builder is killed."""
 
 
 _FORMS: Final = (
