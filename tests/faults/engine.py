@@ -322,13 +322,14 @@ class Scene:
     ) -> None:
         """Let a service end itself at each of these failpoints in turn, and go on.
 
-        `provoke` makes it come there, where load alone does not; such a place is struck at once.
+        `provoke` makes it come there, where load alone does not; such a place is struck at once. The
+        others are passed some times before: a record at which one worker after another ends is set aside.
         """
         process = self.rig[name]
         self.strike(f"SIGKILL {name}", process.kill, target=name)
         for place in places:
             asked = (provoke or {}).get(place)
-            times = 1 if asked or place.startswith("boards.") else self.world.dice.randint(1, 4)
+            times = 1 if asked or place.startswith("boards.") else self.world.dice.randint(4, 8)
             self.rig.failpoints[name] = f"{place}=kill@{times}"
             process.start(wait=False)
             if asked:
