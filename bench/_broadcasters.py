@@ -65,7 +65,7 @@ class Broadcaster:
 
     def at(self, path: str, delta: str = "") -> Broadcaster:
         """The same feed by another path; `delta` is what Centrifuge's clients ask for."""
-        return replace(self, path=path, hellos=_hellos_at(path, delta))
+        return replace(self, path=path, hellos=hellos_at(path, delta))
 
 
 class Boards:
@@ -138,7 +138,7 @@ def push(
     argv = (sys.executable, "-P", "-m", "push")
     with _running("push", argv, core, stack.data, stack.environment(env), service.is_ready) as process:
         name = CENTRIFUGE if path == CENTRIFUGE_PATH else PUSH
-        yield Broadcaster(name, process.pid, port, path, publish, _hellos_at(path))
+        yield Broadcaster(name, process.pid, port, path, publish, hellos_at(path))
 
 
 @contextmanager
@@ -186,7 +186,8 @@ def centrifugo(program: Path, port: int, *, core: int, frame_bytes: int, data: P
         yield Broadcaster(CENTRIFUGO, process.pid, port, CENTRIFUGE_PATH, publish, _hellos("board"))
 
 
-def _hellos_at(path: str, delta: str = "") -> tuple[str, ...]:
+def hellos_at(path: str, delta: str = "") -> tuple[str, ...]:
+    """What a client of the feed says first, by this path."""
     return _hellos("board:main", delta) if path == CENTRIFUGE_PATH else ()
 
 

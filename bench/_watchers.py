@@ -25,7 +25,8 @@ KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
 """The one key whose answer `_broadcaster.c` knows (RFC 6455 §1.3)."""
 
 MARK: Final = '"revision":'
-"""What comes before a frame's number."""
+OFFSET_MARK: Final = '"offset":'
+"""What comes before a frame's number; the second in Centrifuge's frames, differences too."""
 
 DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
 """What browsers offer."""

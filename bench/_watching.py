@@ -13,6 +13,7 @@ import asyncio
 import base64
 import json
 import random
+import re
 import secrets
 import sys
 import threading
@@ -32,8 +33,12 @@ from storage.redis.keys import board
 
 LOOK_EVERY_S: Final = 0.002
 _SENDERS: Final = 32
+_MOST_SENDERS: Final = 128
 _ANSWER_S: Final = 15.0
 _SETTLE_S: Final = 2.0
+
+PING: Final = b"{}"
+"""Centrifuge's own; the answer is the same."""
 
 Seen = tuple[int, int]
 """(instant in µs, revision)."""
@@ -47,6 +52,9 @@ class Task(msgspec.Struct, kw_only=True):
     redis_url: str
     token: str
     run: str
+    path: str
+    hellos: tuple[str, ...]
+    mark: str
     clients: int
     per_s: float
     seconds: float
@@ -70,19 +78,22 @@ def now_us() -> int:
 
 
 class Watcher(asyncio.Protocol):
-    """One WebSocket client: keeps the instant and the revision of every frame."""
+    """One WebSocket client: keeps the instant and the revision of every frame that shows one."""
 
-    def __init__(self, host: str, revision_of: Callable[[bytes], int], opened: asyncio.Future[None]) -> None:
+    def __init__(
+        self, task: Task, revision_of: Callable[[bytes], int | None], opened: asyncio.Future[None]
+    ) -> None:
         self.seen: list[Seen] = []
-        self._host, self._revision_of, self._opened = host, revision_of, opened
+        self._task, self._revision_of, self._opened = task, revision_of, opened
         self._transport: asyncio.Transport | None = None
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
+        task = self._task
         self._transport.write(
-            f"GET /ws/scores HTTP/1.1\r\nHost: {self._host}\r\nUpgrade: websocket\r\n"
+            f"GET {task.path} HTTP/1.1\r\nHost: {task.host}:{task.feed_port}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
 
@@ -106,14 +117,22 @@ class Watcher(asyncio.Protocol):
                 self._opened.set_exception(ConnectionError(head.decode(errors="replace")[:300]))
                 return
             self._opened.set_result(None)
+            for hello in self._task.hellos:
+                self._say(1, hello.encode())
         while (frame := _frame(received)) is not None:
             code, payload, received = frame
-            if code == 1:
-                self.seen.append((at_us, self._revision_of(payload)))
-            elif code == 9 and self._transport is not None:
-                # A pong; the mask is four zeros.
-                self._transport.write(bytes((0x8A, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+            if code == 1 and payload == PING:
+                self._say(1, PING)
+            elif code == 1 and (revision := self._revision_of(payload)) is not None:
+                self.seen.append((at_us, revision))
+            elif code == 9:
+                self._say(10, payload)
         self._received = received
+
+    def _say(self, opcode: int, payload: bytes) -> None:
+        """One short frame; the mask is four zeros."""
+        if self._transport is not None:
+            self._transport.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
 
 
 def _frame(received: bytes) -> tuple[int, bytes, bytes] | None:
@@ -137,7 +156,8 @@ class Watching:
         self._records: list[Seen] = []
         self._boards: list[Seen] = []
         self._answers: dict[int, tuple[int, int, int]] = {}
-        self._frames: dict[bytes, int] = {}
+        self._frames: dict[bytes, int | None] = {}
+        self._revision = re.compile(re.escape(task.mark.encode()) + rb"(\d+)")
         self._lost = 0
 
     async def run(self) -> Done:
@@ -174,19 +194,19 @@ class Watching:
         task = self._task
         opened: asyncio.Future[None] = loop.create_future()
         _, watcher = await loop.create_connection(
-            lambda: Watcher(f"{task.host}:{task.feed_port}", self._revision_of, opened),
+            lambda: Watcher(task, self._revision_of, opened),
             task.host,
             task.feed_port,
         )
         await opened
         return watcher
 
-    def _revision_of(self, frame: bytes) -> int:
-        """All clients get the same bytes, so each frame is read once."""
-        revision = self._frames.get(frame)
-        if revision is None:
-            revision = self._frames[frame] = int(json.loads(frame)["revision"])
-        return revision
+    def _revision_of(self, frame: bytes) -> int | None:
+        """All clients get the same bytes, so each frame is read once; None: it shows no board."""
+        if frame not in self._frames:
+            found = self._revision.search(frame)
+            self._frames[frame] = None if found is None else int(found[1])
+        return self._frames[frame]
 
     async def _send(self, loop: asyncio.AbstractEventLoop) -> float:
         """Send all actions and wait for their answers; how late the latest was sent, in µs."""
@@ -207,7 +227,7 @@ class Watching:
             self._lost += 1
 
         # Each is used again within the 5 s after which the door closes one that says nothing.
-        senders = max(1, min(_SENDERS, int(2 * task.per_s)))
+        senders = max(1, min(_SENDERS, int(2 * task.per_s)), min(_MOST_SENDERS, int(task.per_s / 6)))
         for _ in range(senders):
             _, connection = await loop.create_connection(
                 lambda: _http.Connection(answered, lost), task.host, task.http_port

@@ -41,7 +41,7 @@ from bench._broadcasters import (
     Broadcaster,
 )
 from bench._report import Bar, Spread, circumstances, progress, publish, shown, table
-from bench._watchers import DEFLATE, MARK, Seen, Watchers, compiled, watching
+from bench._watchers import DEFLATE, MARK, OFFSET_MARK, Seen, Watchers, compiled, watching
 from core import catalogue
 
 FRAME_BYTES: Final = 1024
@@ -251,7 +251,7 @@ def packed(bench: Bench, server: Broadcaster) -> dict[str, dict[str, float]]:
     ):
         options: dict[str, Any] = {"headers": (DEFLATE,)} if compressed else {}
         clients = sizes.packed_clients if path == SCORES_PATH else sizes.stalled_clients
-        mark = '"offset":' if delta else MARK
+        mark = OFFSET_MARK if delta else MARK
         with bench.watching(server.at(path, delta), clients, mark=mark, **options) as watchers:
             watchers.wait_served()
             # The first one that is sent as a difference follows one that was sent whole.

@@ -1,12 +1,13 @@
 """How long an action takes from the sender to everybody who watches.
 
 The whole of it on real servers: actions posted one by one by many users, 100 clients on
-`/ws/scores`, a stock Kafka consumer on `board.changed`. Each stage is told from the instant the
-action was due to be sent: the answer, the commit of its revision in the ledger, that revision on
-`board.changed`, on the board in Valkey, and in the frames of the first and of the last client to
-get one that shows it. Two frames to one client are 100 ms apart by rule, which alone is half of
-that on average. Commits are stamped by Postgres just before they happen; Valkey is looked at every
-2 ms; the sender and the watchers are one process.
+`/ws/scores` or, with `--centrifuge`, on `/connection/websocket`, a stock Kafka consumer on
+`board.changed`. Each stage is told from the instant the action was due to be sent: the answer, the
+commit of its revision in the ledger, that revision on `board.changed`, on the board in Valkey, and
+in the frames of the first and of the last client to get one that shows it. Two frames to one client
+are 100 ms apart by rule (50 ms on Centrifuge's path), which alone is half of that on average.
+Commits are stamped by Postgres just before they happen; Valkey is looked at every 2 ms; the sender
+and the watchers are one process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import msgspec
 import psycopg
 
 from bench import _cpu, _stack, _watching
-from bench._report import circumstances, progress, publish, quantile, shown, table
+from bench._broadcasters import CENTRIFUGE_PATH, SCORES_PATH, hellos_at
+from bench._report import Bar, circumstances, progress, publish, quantile, shown, table
+from bench._watchers import MARK, OFFSET_MARK
 from bench._watching import Seen
 from core import catalogue
 
@@ -40,7 +43,8 @@ STAGES: Final = (
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("--per-s", type=click.FloatRange(1), default=200.0, show_default=True, help="Actions a second.")
-@click.option("--clients", type=click.IntRange(1, 10_000), help="On /ws/scores (default 100).")
+@click.option("--clients", type=click.IntRange(1, 10_000), help="Who watch (default 100).")
+@click.option("--centrifuge", is_flag=True, help="They watch board:main on /connection/websocket.")
 @click.option("--seconds", type=click.FloatRange(1), help="So long (default 30).")
 @click.option("--warm-s", type=click.FloatRange(0), help="Left out at the begin (default 5).")
 @click.option("--users", type=click.IntRange(1, 9_999_999), default=10_000, show_default=True)
@@ -50,6 +54,7 @@ STAGES: Final = (
 def main(
     per_s: float,
     clients: int | None,
+    centrifuge: bool,
     seconds: float | None,
     warm_s: float | None,
     users: int,
@@ -74,6 +79,9 @@ def main(
             redis_url=stack.redis_url,
             token=stack.token(),
             run=run,
+            path=CENTRIFUGE_PATH if centrifuge else SCORES_PATH,
+            hellos=hellos_at(CENTRIFUGE_PATH) if centrifuge else (),
+            mark=OFFSET_MARK if centrifuge else MARK,
             clients=clients,
             per_s=per_s,
             seconds=warm_s + seconds,
@@ -86,7 +94,14 @@ def main(
         done = _watch(task)
         spent = _cpu.between(before, _cpu.spent_s(pids))
         commits = _commits(stack.postgres_url, run)
-    settings = {"per_s": per_s, "clients": clients, "seconds": seconds, "warm_s": warm_s, "users": users}
+    settings = {
+        "per_s": per_s,
+        "clients": clients,
+        "path": task.path,
+        "seconds": seconds,
+        "warm_s": warm_s,
+        "users": users,
+    }
     _tell({**facts, "settings": settings}, done, commits, spent, as_json=as_json)
 
 
@@ -193,6 +208,11 @@ def _tell(
         },
         "cores_busy": busy,
     }
+    bars = []
+    if settings["path"] == CENTRIFUGE_PATH:
+        p99_ms = stages["frame, last client"]["p99_ms"]
+        bars = [Bar("p99 of the last client's frame, ms", p99_ms, "≤ 150", 0 < p99_ms <= 150)]
+        result["bars"] = bars
     publish(
         result,
         [
@@ -203,9 +223,10 @@ def _tell(
                     for stage, each in stages.items()
                 ],
             ),
-            f"answers {statuses}, {frames:,} frames to {settings['clients']} clients, "
+            f"answers {statuses}, {frames:,} frames to {settings['clients']} clients on {settings['path']}, "
             f"{missing} actions not seen by all; sent at most {shown(done.late_ms)} ms late\n"
             "cores busy: " + ", ".join(f"{name} {share:.1%}" for name, share in busy.items()),
+            *map(str, bars),
         ],
         as_json=as_json,
     )

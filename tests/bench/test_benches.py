@@ -72,8 +72,9 @@ def test_stream():
     assert result["rival"]["total_us"]["median"] > 0
 
 
-def test_feed():
-    result = result_of("feed")
+@pytest.mark.parametrize("options", [(), ("--centrifuge",)], ids=["scores", "centrifuge"])
+def test_feed(options):
+    result = result_of("feed", *options)
 
     assert result["checks"]["counted"] > 0
     assert result["checks"]["never_seen_by_all"] == 0
