@@ -333,8 +333,13 @@ class Scene:
             self.rig.failpoints[name] = f"{place}=kill@{times}"
             process.start(wait=False)
             if asked:
-                until(lambda: process.program.is_ready(), within_s=60, what=f"{name} at work")
-                asked()
+                until(
+                    lambda: process.program.is_ready() or not process.alive,
+                    within_s=90,
+                    what=f"{name} at work",
+                )
+                if process.alive:
+                    asked()
             until(lambda: not process.alive, within_s=90, what=f"the end of {name} at {place}")
             assert process.exit_code == -signal.SIGKILL, f"{name} ended with {process.exit_code}"
             assert f"failpoint {place} kill" in process.since_start()
