@@ -77,11 +77,11 @@ class Conversation:
         "_identity",
         "_knock",
         "_ping_at_s",
-        "_pinged",
         "_socket",
         "_watching",
         "_window_began_s",
         "client",
+        "due_s",
         "ended",
     )
 
@@ -96,7 +96,8 @@ class Conversation:
         self._window_began_s = house.clock_s()
         self._heard = 0
         self._ping_at_s = self._window_began_s + CONNECT_WITHIN_S
-        self._pinged = False
+        self.due_s = self._ping_at_s
+        """When `sweep` has something to do, by the house's clock."""
 
     @property
     def user_id(self) -> str:
@@ -117,7 +118,7 @@ class Conversation:
             if self.ended or not self._may_say():
                 return
             if command.is_pong:
-                self._pinged = False
+                self._socket.awaited = None
                 continue
             await self._socket.writable.wait()
             await self._answer(command)
@@ -147,12 +148,19 @@ class Conversation:
         if now_s >= expires_at_s + REFRESH_WITHIN_S:
             self.end(CloseCode.UNAUTHENTICATED)
         elif (clock_s := self._house.clock_s()) >= self._ping_at_s:
-            if not self.client or self._pinged:
+            if not self.client or self._socket.awaited is not None:
                 self.end(CloseCode.TOO_LATE)
                 return
-            self._pinged = True
+            self._socket.awaited = centrifuge.PONG
             self._ping_at_s = clock_s + self._house.ping_interval_s
             self._socket.write(centrifuge.PING)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self.due_s = self._ping_at_s
+        if self._identity is not None:
+            left_s = self._identity.expires_at_s + REFRESH_WITHIN_S - self._house.now_s()
+            self.due_s = min(self.due_s, self._house.clock_s() + left_s)
 
     def _may_say(self) -> bool:
         now_s = self._house.clock_s()
@@ -209,6 +217,7 @@ class Conversation:
         # The first ping comes early by chance, so that those who came together do not stay together.
         interval_s = self._house.ping_interval_s
         self._ping_at_s = self._house.clock_s() + interval_s * (0.5 + uuid.uuid4().int % 1000 / 2000)
+        self._schedule()
         result = {"client": self.client, "ping": math.ceil(interval_s), "pong": True}
         self._reply(id_, "connect", result | self._expiry())
 
@@ -223,6 +232,7 @@ class Conversation:
             self.end(CloseCode.BAD_TOKEN)
             return
         self._identity = identity
+        self._schedule()
         self._drop_what_is_closed()
         self._reply(id_, "refresh", {"client": self.client} | self._expiry())
 

@@ -41,7 +41,8 @@ class Conversations:
 
     def sweep(self, now_s: float) -> None:
         """Ping who is due, close who is silent or expired. Call it about twice a second."""
-        for conversation in list(self._open):
+        clock_s = self._house.clock_s()
+        for conversation in [each for each in self._open if clock_s >= each.due_s]:
             conversation.sweep(now_s)
 
     async def _listen(

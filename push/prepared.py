@@ -39,7 +39,8 @@ UNACKNOWLEDGED_MS: Final = 30_000
 
 PING_BYTES: Final = 4
 PING_HEAD: Final = bytes((0x89, PING_BYTES))
-PONG_HEAD: Final = bytes((0x8A, 0x80 | PING_BYTES))
+TEXT, PONG = 1, 10
+"""Opcodes of frames."""
 
 CLOSE_GRACE_S: Final = 10.0
 """How long the other side may take to read and answer a close frame before the connection is cut.
@@ -74,6 +75,8 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         """In which protocol's words this socket is closed."""
         self._hub: Hub | None = None
         self._readers: tuple[Reader, ...] = ()
+        self.awaited: bytes | None = None
+        """A short text that the client is to say, only to show that it is there: it is taken here."""
         self.conn = ServerProtocol(
             extensions=[_DEFLATE], max_size=self.config.ws_max_size, logger=self.logger
         )
@@ -141,9 +144,11 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         # Almost all that readers ever say. That something else looks like it is as good as impossible:
-        # it would have to be a piece of a message, alone in its packet, that bears this very payload.
-        if self.pending_ping_payload is not None and _is_pong(data, self.pending_ping_payload):
+        # it would have to be a piece of a message, alone in its packet, masked to just these bytes.
+        if self.pending_ping_payload is not None and _is_frame(data, PONG, self.pending_ping_payload):
             self.pending_ping_payload = None
+        elif self.awaited is not None and _is_frame(data, TEXT, self.awaited):
+            self.awaited = None
         else:
             super().data_received(data)
 
@@ -194,12 +199,13 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
 
 
-def _is_pong(data: bytes, payload: bytes) -> bool:
-    """Whether this is one whole, masked pong with this payload (RFC 6455 §5.2)."""
-    if len(data) != len(PONG_HEAD) + 4 + PING_BYTES or not data.startswith(PONG_HEAD):
+def _is_frame(data: bytes, opcode: int, payload: bytes) -> bool:
+    """Whether this is one whole, masked frame with this short payload (RFC 6455 §5.2)."""
+    size = len(payload)
+    if len(data) != 6 + size or data[0] != 0x80 | opcode or data[1] != 0x80 | size:
         return False
-    mask, masked = data[2:6], data[6:]
-    return int.from_bytes(mask) ^ int.from_bytes(masked) == int.from_bytes(payload)
+    mask, masked = int.from_bytes(data[2 : 2 + size]), int.from_bytes(data[6:])
+    return size <= 4 and mask ^ masked == int.from_bytes(payload)
 
 
 def _bound_buffers(transport: asyncio.Transport) -> None:

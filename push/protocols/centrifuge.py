@@ -23,7 +23,8 @@ from push.frames import text_frame
 PATH: Final = "/connection/websocket"
 NAME: Final = "centrifuge"
 
-PING: Final = text_frame(b"{}")
+PONG: Final = b"{}"
+PING: Final = text_frame(PONG)
 FOSSIL: Final = "fossil"
 
 USER: Final = "user:"

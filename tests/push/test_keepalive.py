@@ -109,9 +109,9 @@ async def _next_frame(raw: socket.socket, opcode: int) -> bytes:
                 at = received.find(bytes([0x80 | opcode]), at + 1)
 
 
-def _pong(payload: bytes, mask: bytes) -> bytes:
+def _masked(opcode: int, payload: bytes, mask: bytes) -> bytes:
     masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
-    return bytes([0x8A, 0x80 | len(payload)]) + mask + masked
+    return bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked
 
 
 @pytest.mark.parametrize("pieces", [1, 2], ids=["whole", "in two pieces"])
@@ -122,7 +122,7 @@ async def test_who_answers_pings_stays(run_feed: RunFeed, pieces: int) -> None:
         pings = []
         for mask in (b"\0\0\0\0", b"\x01\x82\x03\x84", b"\xff\xff\xff\xff"):
             pings.append(await _next_frame(raw, 9))
-            answer = _pong(pings[-1], mask)
+            answer = _masked(10, pings[-1], mask)
             await loop.sock_sendall(raw, answer[: len(answer) // pieces])
             if pieces == 2:
                 await asyncio.sleep(0.02)
@@ -134,7 +134,7 @@ async def test_who_answers_pings_stays(run_feed: RunFeed, pieces: int) -> None:
     assert len(set(pings)) == 3, "an answer to an earlier ping is no answer to this one"
 
 
-@pytest.mark.parametrize("answer", [b"", _pong(b"late", b"\0\0\0\0")], ids=["none", "another one"])
+@pytest.mark.parametrize("answer", [b"", _masked(10, b"late", b"\0\0\0\0")], ids=["none", "another one"])
 async def test_who_does_not_answer_is_closed(run_feed: RunFeed, answer: bytes) -> None:
     async with run_feed(ping_interval_s=0.4) as running:
         raw, loop = await raw_reader(running.feed.port, "/ws/scores", "ada"), asyncio.get_running_loop()
@@ -145,3 +145,42 @@ async def test_who_does_not_answer_is_closed(run_feed: RunFeed, answer: bytes) -
         raw.close()
 
     assert close[:2] == (1011).to_bytes(2)
+
+
+async def _connected(port: int) -> socket.socket:
+    raw, loop = await raw_reader(port, "/connection/websocket", "ada"), asyncio.get_running_loop()
+    async with asyncio.timeout(10):
+        assert b"\r\n\r\n" in await loop.sock_recv(raw, 1 << 16)
+    await loop.sock_sendall(raw, _masked(1, b'{"id":1,"connect":{}}', b"\0\0\0\0"))
+    return raw
+
+
+async def _until_text(raw: socket.socket, text: bytes) -> None:
+    received = b""
+    async with asyncio.timeout(10):
+        while b"\x81" + bytes([len(text)]) + text not in received:
+            received += await asyncio.get_running_loop().sock_recv(raw, 1 << 16)
+
+
+@pytest.mark.parametrize("pieces", [1, 2], ids=["whole", "in two pieces"])
+async def test_a_centrifuge_client_that_answers_pings_stays(run_feed: RunFeed, pieces: int) -> None:
+    async with run_feed(ping_interval_s=0.4) as running:
+        raw, loop = await _connected(running.feed.port), asyncio.get_running_loop()
+        for mask in (b"\0\0\0\0", b"\x01\x82\x03\x84", b"\xff\xff\xff\xff"):
+            await _until_text(raw, b"{}")
+            answer = _masked(1, b"{}", mask)
+            await loop.sock_sendall(raw, answer[: len(answer) // pieces])
+            if pieces == 2:
+                await asyncio.sleep(0.02)
+                await loop.sock_sendall(raw, answer[len(answer) // 2 :])
+        await _until_text(raw, b"{}")
+        raw.close()
+
+
+async def test_a_centrifuge_client_that_answers_no_ping_is_closed(run_feed: RunFeed) -> None:
+    async with run_feed(ping_interval_s=0.4) as running:
+        raw = await _connected(running.feed.port)
+        close = await _next_frame(raw, 8)
+        raw.close()
+
+    assert close[:2] == (3012).to_bytes(2)
