@@ -20,6 +20,7 @@ NOT_YET = re.compile(r"\*\*Not yet\*\*|\*\*not yet\*\*|## Not there yet")
 
 BEYOND_SETTINGS = {
     "TRUEBOARD_DATA",
+    "TRUEBOARD_FAILPOINTS",
     "TRUEBOARD_FORBID_SKIPS",
     "TRUEBOARD_JWKS_FILE",
     "TRUEBOARD_CATALOGUE_FILE",

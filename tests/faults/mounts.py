@@ -41,7 +41,7 @@ def small_disk(where: Path, *, mib: int, owner_of: Path | None = None) -> Iterat
     options = f"size={mib}m,mode=0700,uid={about.st_uid},gid={about.st_gid}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)], check=True)
     try:
-        subprocess.run(["cp", "-a", f"{kept}/.", str(where)], check=True)
+        subprocess.run(["cp", "-a", "--sparse=always", f"{kept}/.", str(where)], check=True)
         os.chown(where, about.st_uid, about.st_gid)
         shutil.rmtree(kept)
         yield where

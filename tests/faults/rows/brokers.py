@@ -10,6 +10,7 @@ from core.topics import BOARD_CHANGED, JUDGED, PLAYER, SUBMITTED
 from storage.kafka import topics
 from tests.faults.engine import Scene, row
 from tests.faults.histories import Record, read
+from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
 from tests.faults.rig import PARTITIONS
 from tests.faults.tools import (
     ALL_PARTITIONS,
@@ -69,6 +70,41 @@ def too_few_replicas(scene: Scene) -> None:
         scene.refusals(10)
         scene.none_confirmed(for_s=5)
     scene.nobody_was_left_hanging()
+
+
+@row(
+    "K-5",
+    "the disk of Kafka is full",
+    "I-1 I-22",
+    stack="own",
+    wants={"503"},
+    cannot=CANNOT_MOUNT,
+    recover_within_s=90,
+)
+def disk_full(scene: Scene) -> None:
+    kafka, where = scene.rig["kafka-1"], scene.rig.data / "kafka-1" / "kafka" / "topics"
+    moved = where.with_name("topics.moved")
+    kafka.stop()
+    with small_disk(where, mib=400):
+        kafka.start()
+        scene.world.as_before(60)
+        ballast = Ballast(where / "ballast")
+        scene.strike("the disk is filled up", ballast.fill, target="kafka-1")
+        scene.refusals(10)
+        ballast.empty()
+        time.sleep(2)
+        if not kafka.alive:
+            scene.observe(kafka_ended_with=kafka.exit_code)
+            kafka.start()
+        scene.healed()
+        scene.world.as_before(90)
+        scene.world.rest()
+        # Off the small disk before it goes.
+        kafka.stop()
+        copy_tree(where, moved)
+    copy_tree(moved, where)
+    kafka.start()
+    scene.resume()
 
 
 @row(
