@@ -29,6 +29,8 @@ _COLUMNS = {
 def take(rig: Rig, where: Path, *, topic_ids: dict[str, str], all_at_rest: bool) -> None:
     """Write a dump into the directory `where`."""
     where.mkdir(parents=True)
+    # What is seen from here on may be of a later state than the tables.
+    at_s = rig.now_s()
     with psycopg.connect(rig.postgres, options="-c timezone=UTC") as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         for table, order in TABLES.items():
@@ -41,7 +43,7 @@ def take(rig: Rig, where: Path, *, topic_ids: dict[str, str], all_at_rest: bool)
         where / "dump.json",
         Dump(
             row=rig.row,
-            at_s=rig.now_s(),
+            at_s=at_s,
             all_at_rest=all_at_rest,
             topic_ids=topic_ids,
             system_identifier=system,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from core.topics import DEAD, SUBMITTED
 from storage.redis.keys import board
 from tests.faults import dumping
-from tests.faults.comparison import compare
+from tests.faults.checker import check
 from tests.faults.histories import MAIN
 from tests.faults.processes import until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
@@ -50,7 +50,7 @@ class Row:
     wants: frozenset[Want]
     recover_within_s: float
     comes_to_rest: bool
-    """False: something stays stopped in the end, as it must; nothing is compared but by the row itself."""
+    """False: something stays stopped in the end, as it must; nothing is checked but by the row itself."""
     cannot: str
     """Why it cannot run here, if so."""
 
@@ -435,7 +435,7 @@ def run_row(world: World, row: Row, *, per_s: float = PER_S) -> Result:
     rig, begun_s = world.rig, time.monotonic()
     rig.row = row.id
     before = _Before(world)
-    rig.event("row", text=row.what)
+    rig.event("row", text=row.what, within_s=row.recover_within_s, wants=sorted(row.wants))
     scene = Scene(world, result)
     try:
         world.writers.per_s = per_s
@@ -448,7 +448,7 @@ def run_row(world: World, row: Row, *, per_s: float = PER_S) -> Result:
             rig.event("recovered", seconds=result.recovery_s)
             world.rest()
             world.dump(all_at_rest=True)
-            findings = compare(rig.run)
+            findings = check(rig.run)
             result.wrong += findings.wrong[:20]
             result.compared = findings.looked_at
         else:
@@ -466,7 +466,7 @@ def run_row(world: World, row: Row, *, per_s: float = PER_S) -> Result:
         world.writers.rest()
         result.verdict = "broken" if result.wrong else "held"
         result.seconds = round(time.monotonic() - begun_s, 1)
-        rig.event("end", verdict=result.verdict)
+        rig.event("end", verdict=result.verdict, observed=result.observed)
     if row.comes_to_rest:
         rig.ensure_up()
     return result

@@ -15,6 +15,7 @@ only, so a failure that was kept can be looked at again.
         dump.json       one object, `Dump`
         ledger.jsonl revisions.jsonl deltas.jsonl entries.jsonl players.jsonl progress.jsonl
         periods.jsonl set_aside.jsonl epochs.jsonl logs.jsonl cursors.jsonl people_changed.jsonl
+        boards.jsonl catalogues.jsonl
                         the tables, a JSON object per row by column name, as `to_jsonb` writes
                         them, but: bytes as lower-case hex, instants as µs since 1970 (integers),
                         arrays of instants as arrays of such
@@ -62,6 +63,8 @@ TABLES: dict[str, str] = {
     "logs": "log",
     "cursors": "follower",
     "people_changed": "revision",
+    "boards": "board, version",
+    "catalogues": "version",
 }
 """Each table of a dump, and the columns it is ordered by."""
 
