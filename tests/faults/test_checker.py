@@ -575,6 +575,31 @@ def test_a_row_may_not_vanish(tmp_path: Path):
     assert "action b3 of bo: expected accepted, as before, found no row any more" in found["I-15"]
 
 
+def _kept(tmp_path: Path, log: str) -> Path:
+    """A right run with a service's log beside it, as the rig keeps them."""
+    (tmp_path / "data" / "logs").mkdir(parents=True)
+    (tmp_path / "data" / "valkey.password").write_text("xyzzy-7\n")
+    (tmp_path / "data" / "logs" / "push.log").write_text(f'{{"event":"started"}}\n{log}\n')
+    return Made().write(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "secret", ["eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ1MSJ9.c2ln", "redis://:xyzzy-7@127.0.0.1"]
+)
+def test_no_log_may_hold_a_secret(tmp_path: Path, secret: str):
+    found = _found_in(_kept(tmp_path, f'{{"event":"x","detail":"{secret}"}}'))
+
+    assert list(found) == ["I-27"]
+    assert "push.log:2" in found["I-27"]
+
+
+def test_a_log_without_secrets_is_right(tmp_path: Path):
+    findings = checker.check(_kept(tmp_path, '{"event":"x","token":"***"}'))
+
+    assert findings.wrong == []
+    assert findings.looked_at["logs"] == 1
+
+
 # Against passing without having looked
 
 
@@ -664,7 +689,7 @@ def test_a_run_that_never_came_to_rest_proves_nothing(tmp_path: Path, capsys: py
     code = checker.main([str(tmp_path)])
 
     assert code == 1
-    assert "has no dump" in capsys.readouterr().out
+    assert "expected a dump, as a run leaves at rest, found none" in capsys.readouterr().out
 
 
 def test_what_was_seen_after_the_dump_does_not_count(tmp_path: Path):
