@@ -166,6 +166,9 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            # The handshake is over: what it said would stay in memory as long as the socket.
+            del self.request, self.response
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             # Refused by an HTTP answer. uvicorn would take the handshake for forgotten, and say so.
             self.handshake_complete = True
