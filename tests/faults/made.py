@@ -64,6 +64,8 @@ class Fact:
     verdict: str = "accepted"
     told: bool = True
     """Whether the topic of verdicts has it."""
+    seq: int = 0
+    """0: judged; else a later decision about the action of that name."""
 
     @property
     def at_us(self) -> int:
@@ -178,11 +180,8 @@ class Made:
                     "digest": chain.hex(),
                 }
             )
-            before = dict(entries)
-            for fact in rows:
-                if fact.verdict == "accepted":
-                    score, reached = entries.get(fact.user, (0, 0))
-                    entries[fact.user] = (score + fact.points, max(reached, fact.at_us))
+            before = entries
+            entries = self._counted(revision)
             moved = [user for user in PLAYERS if entries.get(user) != before.get(user)]
             if revision == ERASED_AT:
                 moved = [ERASED]
@@ -197,14 +196,24 @@ class Made:
                     "players": [PLAYERS[user] for user in moved],
                     "old_scores": [before.get(user, (None, None))[0] for user in moved],
                     "old_reached": [before.get(user, (None, None))[1] for user in moved],
-                    "new_scores": [entries[user][0] for user in moved],
-                    "new_reached": [entries[user][1] for user in moved],
+                    "new_scores": [entries.get(user, (None, None))[0] for user in moved],
+                    "new_reached": [entries.get(user, (None, None))[1] for user in moved],
                 }
             )
         self.tables["entries"] = [
             {"period": MAIN, "player": PLAYERS[user], "score": score, "reached_at": reached}
             for user, (score, reached) in entries.items()
         ]
+
+    def _counted(self, revision: int) -> dict[str, tuple[int, int]]:
+        """What counts at a revision: of each action its last row, of its user the sum and the latest."""
+        last = {(f.user, f.action, f.offset): f for f in self.facts if 0 < f.revision <= revision}
+        entries: dict[str, tuple[int, int]] = {}
+        for fact in last.values():
+            if fact.verdict == "accepted":
+                score, reached = entries.get(fact.user, (0, 0))
+                entries[fact.user] = (score + fact.points, max(reached, fact.at_us))
+        return entries
 
     def digest(self, revision: int) -> str:
         return str(self.tables["revisions"][revision - 1]["digest"])
@@ -223,7 +232,9 @@ class Made:
 
     def _places(self) -> list[tuple[int, int, Fact | None]]:
         """What stands on the submitted topic: the facts, `a2` once more, and what is no action."""
-        places: list[tuple[int, int, Fact | None]] = [(f.partition, f.offset, f) for f in self.facts]
+        places: list[tuple[int, int, Fact | None]] = [
+            (fact.partition, fact.offset, fact) for fact in self.facts if not fact.seq
+        ]
         again = next((fact for fact in self.facts if fact.action == "a2"), None)
         return sorted([*places, (0, 2, again), (2, 1, None)], key=lambda place: place[:2])
 
@@ -275,7 +286,7 @@ class Made:
     # the writers
 
     def _attempts(self) -> None:
-        self.attempts = [attempt(fact) for fact in self.facts]
+        self.attempts = [attempt(fact) for fact in self.facts if not fact.seq]
         by_action = {line["action"]: line for line in self.attempts}
         a1, a2 = by_action.get("a1"), by_action.get("a2")
         if a1 is not None:
@@ -477,8 +488,8 @@ def _row(fact: Fact) -> Line:
     return {
         "action_id": fact.action,
         "player": PLAYERS[fact.user],
-        "seq": 0,
-        "kind": "judged",
+        "seq": fact.seq,
+        "kind": "decision" if fact.seq else "judged",
         "type": fact.type,
         "verdict": fact.verdict,
         "reason": fact.reason,
@@ -495,8 +506,9 @@ def _row(fact: Fact) -> Line:
 
 
 def _leaf(fact: Fact) -> bytes:
-    about = (pid(PLAYERS[fact.user]), fact.action, 0, "judged", fact.type, fact.verdict, fact.points)
-    return digest.row_leaf(*about, fact.at_us, fact.at_us, "1")
+    about = (pid(PLAYERS[fact.user]), fact.action, fact.seq)
+    words = ("decision" if fact.seq else "judged", fact.type, fact.verdict, fact.points)
+    return digest.row_leaf(*about, *words, fact.at_us, fact.at_us, "1")
 
 
 def _record(topic: str, partition: int, offset: int, key: str, body: Line | None) -> Line:
@@ -526,7 +538,7 @@ def _verdict(fact: Fact) -> Line:
         "catalogue_version": "1",
         "epoch": EPOCH,
         "revision": fact.revision,
-    }
+    } | ({"decision": fact.seq} if fact.seq else {})
 
 
 def _person(user: str) -> Line:

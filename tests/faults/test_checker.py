@@ -81,11 +81,16 @@ def _no_reason(made: Made) -> None:
     made.facts[4].verdict = "lost"
 
 
+def _decision_without_a_judgement(made: Made) -> None:
+    made.facts.append(Fact("cy", "c1", "client_points", 60, 6, 1, 1, sent_points=60, seq=2))
+
+
 BEFORE: list[tuple[Spoil, str, str]] = [
     (_lost, "I-1", "action b2 of bo: expected a row, found none, though it was told 202 at 1.1 s"),
     (_no_reason, "I-1", "action c1 of cy"),
     (_counted_twice, "I-3", "action a1 of ada: expected one row 0, found two, in lines 1 and 8"),
     (_worth_more, "I-3", "the points of action a1 of ada: expected 10, found 11"),
+    (_decision_without_a_judgement, "I-19", "row 2 of c1 of cy: expected row 1, in a batch after 104"),
     (_order_turned, "I-16", "a1 of ada, offset 1 of 0: expected revision 3 or later"),
 ]
 
@@ -167,6 +172,27 @@ def _negative_count(made: Made) -> None:
     _value(made.topics[BOARD_CHANGED.name][5], count=2)
 
 
+def _delta_adds_up_otherwise(made: Made) -> None:
+    """A total that the rows of its revision do not give, and that everybody shows."""
+    made.tables["deltas"][1]["new_scores"][0] = made.tables["deltas"][2]["old_scores"][0] = 11
+    body = json.loads(made.topics[BOARD_CHANGED.name][1]["value"])
+    body["changed"][0]["score"] = body["top"][0]["score"] = 11
+    _value(made.topics[BOARD_CHANGED.name][1], **body)
+    _line(made.attempts, action="a1", status=200)["score"] = 11
+    made.tables["deltas"][2]["new_scores"][0] = made.tables["deltas"][3]["old_scores"][0] = 11
+
+
+def _row_without_effect(made: Made) -> None:
+    """The rows are there and their revision changes nothing for ada; what is shown is as before."""
+    for name in ("players", "old_scores", "new_scores", "old_reached", "new_reached"):
+        del made.tables["deltas"][2][name][0]
+    body = json.loads(made.topics[BOARD_CHANGED.name][2]["value"])
+    ada = made.states[2]["ada"]
+    made.states[3] = made.states[3] | {"ada": ada}
+    _value(made.topics[BOARD_CHANGED.name][2], changed=body["changed"][1:], top=made._entries(3))
+    made._readers()
+
+
 def _copy_lacks_somebody(made: Made) -> None:
     made.whole["z"].pop()
 
@@ -187,6 +213,18 @@ def _copy_behind(made: Made) -> None:
 
 def _copy_of_another_history(made: Made) -> None:
     made.whole["meta"]["digest"] = "00" * 32
+
+
+def _no_copy(made: Made) -> None:
+    made.whole["meta"] = {}
+
+
+def _copy_out_of_order(made: Made) -> None:
+    made.whole["z"].reverse()
+
+
+def _copy_with_scores(made: Made) -> None:
+    made.whole["scores_not_zero"] = 1
 
 
 def _half_a_copy(made: Made) -> None:
@@ -246,6 +284,14 @@ def _mover_of_another_score(made: Made) -> None:
     _line(made.frames, socket=2)["body"]["data"]["new_score"] = 9
 
 
+def _not_the_periods_own(made: Made) -> None:
+    """Revision 6 changes nothing of the period here, so what shows the period names 5."""
+    del made.tables["deltas"][5]
+    made.topics[BOARD_CHANGED.name].pop()
+    _line(made.offsets, topic=BOARD_CHANGED.name, partition=0)["end"] -= 1
+    made.tables["ledger"][6] |= {"verdict": "held", "reason": {"code": "rate"}}
+
+
 def _chain_broken(made: Made) -> None:
     _value(made.topics[BOARD_CHANGED.name][3], previous=2)
 
@@ -267,6 +313,16 @@ def _change_left_out(made: Made) -> None:
 
 def _two_digests(made: Made) -> None:
     _value(made.topics[BOARD_CHANGED.name][3], digest="00" * 32)
+
+
+def _revision_left_out(made: Made) -> None:
+    for line in made.tables["revisions"][5:]:
+        line["revision"] = 7
+
+
+def _epoch_goes_back(made: Made) -> None:
+    made.tables["epochs"].insert(0, {"epoch": "00", "continues_epoch": None, "continues_revision": None})
+    made.tables["revisions"][3]["epoch"] = "00"
 
 
 def _copy_shows_another_digest(made: Made) -> None:
@@ -393,6 +449,10 @@ def _verdict_told_otherwise(made: Made) -> None:
     _value(made.topics[JUDGED.name][6], verdict="held")
 
 
+def _verdict_of_another_instant(made: Made) -> None:
+    _value(made.topics[JUDGED.name][6], received_at="2026-11-21T00:00:00.000000Z")
+
+
 def _verdict_changed_over_a_redelivery(made: Made) -> None:
     again = made.topics[JUDGED.name][6] | {"offset": 7}
     _value(again, points=2)
@@ -437,12 +497,17 @@ AFTER: list[tuple[Spoil, str, str]] = [
     (_place_of_a_repeat, "I-3", "action a2 of ada: expected the first record to count, offset 1"),
     (_sum_off_by_one, "I-4", "the entry of ada: expected (16, "),
     (_delta_off_by_one, "I-4", "ada at revision 4, before: expected (11, "),
+    (_delta_adds_up_otherwise, "I-4", "ada at revision 2, recounted: expected (10, "),
+    (_row_without_effect, "I-4", "ada at revision 3: expected a change to (11, "),
     (_negative_count, "I-4", "the count at revision 6: expected 2, found -2"),
     (_copy_lacks_somebody, "I-5", "bo in the copy"),
     (_copy_has_another_score, "I-5", "bo in the copy: expected (8, "),
     (_copy_has_another_name, "I-5", "ada in the copy"),
     (_copy_behind, "I-5", "the copy's position: expected 6"),
     (_copy_of_another_history, "I-5", "the copy's digest at 6"),
+    (_no_copy, "I-5", "the copy in Redis: expected revision 6, found none"),
+    (_copy_out_of_order, "I-5", "the copy's order"),
+    (_copy_with_scores, "I-5", "members of the copy with a score: expected 0, found 1"),
     (_half_a_copy, "I-6", "the count of the copy at 5.0 s, at revision 3: expected 3, found 1"),
     (_older_than_asked_for, "I-6", f"expected at least {EPOCH}-6, found {EPOCH}-5"),
     (_reader_left_behind, "I-7", "the last frame to socket 1 of scores"),
@@ -511,6 +576,7 @@ AFTER: list[tuple[Spoil, str, str]] = [
         "I-24",
         f"verdict of the verdict on b2 of {pid(2)}: expected accepted, found held",
     ),
+    (_verdict_of_another_instant, "I-24", "received_at of the verdict on b2"),
     (_verdict_changed_over_a_redelivery, "I-24", f"the verdict on b2 of {pid(2)}: expected repeated as"),
     (_verdict_of_nobody, "I-24", f"the verdict on zz of {pid(2)}: expected no record"),
     (_verdicts_out_of_order, "I-24", "the verdict on "),
@@ -533,6 +599,32 @@ def test_what_is_wrong_in_one_place_is_found(tmp_path: Path, spoil: Spoil, invar
 
     assert list(found) == [invariant], found
     assert witness in found[invariant]
+
+
+def test_decisions_count_from_their_revision_on(tmp_path: Path):
+    made = Made()
+    made.facts += [
+        Fact("cy", "c1", "client_points", 60, 6, 1, 1, sent_points=60, seq=1),
+        Fact("ada", "a3", "client_points", 5, 6, 0, 3, sent_points=5, verdict="rejected", seq=1),
+        Fact("bo", "b1", "client_points", 7, 6, 1, 0, sent_points=7, verdict="rejected", seq=1),
+    ]
+    made.derive()
+
+    findings = checker.check(made.write(tmp_path))
+
+    assert findings.wrong == []
+    assert [user for user, _, _ in made.top(LAST)] == ["cy", "ada", "bo"]
+
+
+def test_of_each_dump_of_a_run_what_is_wrong_is_found(tmp_path: Path):
+    made = Made()
+    good = copy.deepcopy(made)
+    _sum_off_by_one(made)
+    made.write(tmp_path)
+    good.write(tmp_path, 2)
+
+    assert checker.check(tmp_path).wrong == []
+    assert list(checker.check_every_dump(tmp_path).witnesses) == ["I-4"]
 
 
 def test_nobody_is_shown_under_the_name_of_what_was_lost(tmp_path: Path):
@@ -598,6 +690,24 @@ def test_a_log_without_secrets_is_right(tmp_path: Path):
 
     assert findings.wrong == []
     assert findings.looked_at["logs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "invariant", "witness"),
+    [
+        (_second_judgement, "I-19", "row 0 of c1 of cy: expected judged, found decision"),
+        (_revision_left_out, "I-8", "the ledger's revisions: expected 6, found 7"),
+        (_epoch_goes_back, "I-8", "the epoch of revision 4"),
+        (_not_the_periods_own, "I-8", "expected the period's own revision, 5, found 6"),
+    ],
+    ids=lambda part: _id(part),
+)
+def test_a_ledger_that_cannot_be_is_found(tmp_path: Path, spoil: Spoil, invariant: str, witness: str):
+    """None of these comes alone: other places no longer fit either."""
+    made = Made()
+    spoil(made)
+
+    assert witness in _found(made, tmp_path)[invariant]
 
 
 # Against passing without having looked

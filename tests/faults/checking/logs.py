@@ -219,8 +219,8 @@ def _changes(findings: Findings, material: Material) -> None:
         if body is not None and record.topic_id == material.dump.topic_ids.get(BOARD_CHANGED.name):
             there.add((body["epoch"], body["revision"]))
     for line, delta in material.ledger.deltas:
-        epoch = material.ledger.revisions[delta["revision"]][1]["epoch"]
-        if (epoch, delta["revision"]) not in there:
+        _, revision = material.ledger.revisions.get(delta["revision"], (0, {}))
+        if (revision.get("epoch"), delta["revision"]) not in there:
             where = material.ledger.at("deltas", line)
             findings.add(
                 "I-24", f"revision {delta['revision']} of {MAIN}", "a record of the change", "none", where
