@@ -33,6 +33,9 @@ from trueboard.devstack.service import Service
 FIRST: Final = 1_000_001
 """The first number published: all have seven digits."""
 
+EPOCH: Final = "7" + 25 * "z"
+"""After every epoch of a ledger, so that no board of the real one is newer than what is published."""
+
 PUSH, CENTRIFUGE, FLOOR, CHANNELS, CENTRIFUGO = (
     "push /ws/scores",
     "push /connection/websocket",
@@ -74,8 +77,8 @@ class Boards:
     User ids are a UUID and a realm, as long as makes a frame of `/ws/scores` `frame_bytes` long.
     """
 
-    def __init__(self, epoch: str, frame_bytes: int, *, seed: int = 1) -> None:
-        self._epoch, self._dice = epoch, Random(seed)
+    def __init__(self, frame_bytes: int, *, seed: int = 1) -> None:
+        self._dice = Random(seed)
         self._ids = [str(UUID(int=self._dice.getrandbits(128), version=4)) + "@" for _ in range(feed.TOP)]
         self._scores = [20_000_000 - 1_000 * place for place in range(feed.TOP)]
         missing = frame_bytes - len(feed.scores_frame(View.of_publication(self.next(FIRST))))
@@ -93,7 +96,7 @@ class Boards:
         return Publication(
             board=words.MAIN_BOARD,
             window=words.ALL_TIME,
-            epoch=self._epoch,
+            epoch=EPOCH,
             revision=number,
             previous=number - 1,
             digest=f"{number:064x}",
@@ -112,7 +115,6 @@ class Boards:
 @contextmanager
 def push(
     stack: _stack.Stack,
-    epoch: str,
     *,
     core: int,
     frame_bytes: int,
@@ -127,7 +129,7 @@ def push(
     service = Service(
         "push", (), metrics_port=metrics_port, log=stack.data / "logs" / "push.log", env=dict[str, str]
     )
-    boards = Boards(epoch, frame_bytes)
+    boards = Boards(frame_bytes)
     producer = Producer({"bootstrap.servers": stack.bootstrap, "linger.ms": 0, "log_level": 2})
 
     def publish(number: int) -> None:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import psycopg
 
 from bench import _broadcasters, _cpu, _stack
 from bench._broadcasters import (
@@ -102,8 +101,8 @@ class Burst:
 class Bench:
     """What all parts of the bench share."""
 
-    def __init__(self, stack: _stack.Stack, sizes: Sizes, server_core: int, epoch: str) -> None:
-        self.stack, self.sizes, self.core, self._epoch = stack, sizes, server_core, epoch
+    def __init__(self, stack: _stack.Stack, sizes: Sizes, server_core: int) -> None:
+        self.stack, self.sizes, self.core = stack, sizes, server_core
         self.watchers = compiled("watchers", stack.data)
         self.broadcaster = compiled("broadcaster", stack.data)
         self._number = FIRST
@@ -116,7 +115,7 @@ class Bench:
         frame_bytes: int = FRAME_BYTES,
     ) -> AbstractContextManager[Broadcaster]:
         return _broadcasters.push(
-            self.stack, self._epoch, core=self.core, frame_bytes=frame_bytes, path=path, gap_ms=gap_ms
+            self.stack, core=self.core, frame_bytes=frame_bytes, path=path, gap_ms=gap_ms
         )
 
     def floor(self) -> AbstractContextManager[Broadcaster]:
@@ -305,7 +304,7 @@ def main(
         facts["machine"]["cores"] = os.cpu_count()
         # It makes the board that the feed compares with; nothing is judged.
         stack.start_services("stream_app")
-        bench = Bench(stack, sizes, server_core, _epoch(stack.postgres_url))
+        bench = Bench(stack, sizes, server_core)
         runs: dict[str, Run] = {
             PUSH: lambda: bench.push(gap_ms=FAST_GAP_MS),
             CENTRIFUGE: lambda: bench.push(CENTRIFUGE_PATH),
@@ -342,13 +341,6 @@ def _cores() -> tuple[int, set[int]]:
     """The core of the server, and those of everything else; one core must do for both if there is one."""
     available = sorted(os.sched_getaffinity(0))
     return available[0], set(available[1:2] or available)
-
-
-def _epoch(postgres_url: str) -> str:
-    with psycopg.connect(postgres_url) as connection:
-        row = connection.execute("SELECT max(epoch) FROM epochs").fetchone()
-    assert row is not None
-    return str(row[0])
 
 
 def _allow_many_sockets() -> None:
