@@ -227,6 +227,7 @@ class World:
         self.writers.rest()
         until(lambda: self.writers.resting, within_s=within_s, what="an answer to every action")
         until(lambda: _quietly(self.lag, 1) == 0, within_s=within_s, what="a verdict on every record")
+        until(lambda: _quietly(self.record_lag, 1) == 0, within_s=within_s, what="a lag of 0 by the metric")
         last, here = self.rig.one("SELECT max(revision) FROM revisions"), self.position()
         until(lambda: _quietly(self.copied, ("", -1)) == here, within_s=within_s, what="the copy at the end")
         until(lambda: self._feed_at(here), within_s=within_s, what="the feed at the end")
@@ -495,6 +496,9 @@ class _Before:
             "duplicates": world.topics.duplicates - self.duplicates,
             "redelivered": self._said(world, "redelivered"),
             "repeated": self._said(world, "repeated"),
+            "rebalances": sum(
+                _times(world.rig[name].log, begin, _ASSIGNED) for name, begin in self._logs.items()
+            ),
         }
         if statuses[503]:
             result.observed["slowest_503_s"] = round(counts.slowest_refusal_s, 1)
@@ -518,6 +522,19 @@ def _must_have_been_seen(row: Row, result: Result) -> None:
 
 def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
+
+
+_ASSIGNED = b"_on_partitions_assigned"
+"""What Faust logs when partitions were given out anew."""
+
+
+def _times(log: Path, begin: int, what: bytes) -> int:
+    """How many lines of a log, from here on, hold this."""
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(begin)
+        return sum(what in line for line in file)
 
 
 def _added_up(log: Path, begin: int, what: str) -> int:
