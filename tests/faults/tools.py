@@ -65,6 +65,7 @@ def produce(
             "partitioner": "murmur2_random",
             "message.max.bytes": 16 * 1024 * 1024,
             "queue.buffering.max.messages": 200_000,
+            "log_level": 0,
         }
     )
     for key, value in records:
