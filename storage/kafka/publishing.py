@@ -30,6 +30,9 @@ from storage.postgres.contents import Content, PersonRow
 
 SAVE_EVERY_S: Final = 1.0
 FLUSH_S: Final = 10.0
+LOOK_EVERY_S: Final = 10.0
+"""How often it is asked whether the topics are still those that were published to."""
+
 _CURSOR: Final = "topics"
 _FOLLOWED: Final = (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED)
 
@@ -60,6 +63,7 @@ class Publisher:
         self._at: At | None = None
         self._epoch = ""
         self._topic_ids: dict[str, str] = {}
+        self._looked_at_s = 0.0
         self._leading: dict[str, Leading] = {}
         self._saved_at_s = 0.0
         self._saved: At | None = None
@@ -94,8 +98,11 @@ class Publisher:
             Unavailable: begin again from the cursor, after a while.
         """
         try:
-            if self._at is None and not self._take_over():
-                return False
+            if self._at is None:
+                if not self._take_over():
+                    return False
+            elif time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
+                self._must_be_the_same_topics()
             assert self._at is not None
             sent = 0
             while sent < contents.MOST_ROWS:
@@ -138,10 +145,7 @@ class Publisher:
             row = cursor.fetchone()
             if row is None or not row[0]:
                 return False
-            ids = {
-                topic.name: topic_id(self._bootstrap, topic.name, kind=self._kind, extra=self._extra)
-                for topic in _FOLLOWED
-            }
+            ids = self._asked_ids()
             cursor.execute(
                 "SELECT c.epoch, c.revision, c.topic_ids, encode(r.digest, 'hex')"
                 " FROM cursors c LEFT JOIN revisions r USING (revision) WHERE follower = %s",
@@ -157,6 +161,21 @@ class Publisher:
             contents.summarise(cursor)
         self._producer = self._made()
         return True
+
+    def _asked_ids(self) -> dict[str, str]:
+        self._looked_at_s = time.monotonic()
+        return {
+            topic.name: topic_id(self._bootstrap, topic.name, kind=self._kind, extra=self._extra)
+            for topic in _FOLLOWED
+        }
+
+    def _must_be_the_same_topics(self) -> None:
+        """Made anew while this one lives they lack all that was sent, and no send fails of it.
+
+        The cursor that is saved names the topics that are gone: whoever takes over begins from the start.
+        """
+        if self._asked_ids() != self._topic_ids:
+            raise Unavailable("Topics were made anew: everything is sent again from the start.")
 
     def _save(self) -> None:
         if self._at is None or self._at == self._saved or not self._at.revision:

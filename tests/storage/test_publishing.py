@@ -471,3 +471,27 @@ def test_topics_made_anew_are_sent_again_from_the_start(stream, kafka):
         assert records[topics.BOARD_CHANGED.name][0].value["revision"] == 1
     finally:
         again.close()
+
+
+@pytest.mark.kafka
+def test_a_publisher_at_work_notices_topics_made_anew(stream, kafka, monkeypatch):
+    monkeypatch.setattr(publishing, "LOOK_EVERY_S", 0.0)
+    fresh_topics(kafka.bootstrap, partitions=2)
+    ledger, subject = Ledger(stream), TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
+    publisher = subject.follower(ledger.hand)
+    ledger.grow(1, 6)
+    settle(publisher)
+    fresh_topics(kafka.bootstrap, partitions=2, only=FOLLOWED)
+    ledger.grow(2, 6)
+    settle(publisher)
+
+    reading = TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
+    try:
+        end(ledger, reading, publisher)
+
+        judged = reading.reader.records[topics.JUDGED.name]
+        assert len(judged) == stream.rows("SELECT count(*) FROM ledger")[0][0]
+        assert reading.reader.records[topics.BOARD_CHANGED.name][0].value["revision"] == 1
+    finally:
+        subject.close()
+        reading.close()

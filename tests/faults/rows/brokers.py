@@ -8,6 +8,7 @@ from confluent_kafka.admin import AdminClient
 
 from core.topics import BOARD_CHANGED, JUDGED, PLAYER, SUBMITTED
 from storage.kafka import topics
+from tests.faults.checking.material import as_uuid
 from tests.faults.engine import Scene, row
 from tests.faults.histories import Record, read
 from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
@@ -231,11 +232,11 @@ def outgoing_made_again(scene: Scene) -> None:
     topics.declare(scene.rig.kafka, kind="external", partitions=PARTITIONS, replication=1)
     scene.topics.renew()
     scene.healed()
-    rows = scene.rig.one("SELECT count(*) FROM ledger")
+    made = {name: as_uuid(id) for name, id in scene.topics.ids().items() if name in names}
     scene.effect(
-        "every verdict stands on the new topic",
-        lambda: sum(end for (name, _), end in scene.world.ends().items() if name == JUDGED.name) >= rows,
-        within_s=40,
+        "the publisher has begun again, for these topics",
+        lambda: scene.rig.one("SELECT topic_ids FROM cursors") == made,
+        within_s=50,
     )
 
 
