@@ -408,8 +408,7 @@ class Audit:
 
 def _cuts(epoch: str, continues: Mapping[str, tuple[str, int]]) -> dict[str, int]:
     """How far each epoch's records count in the history that this epoch names."""
-    cuts, last = {epoch: BEYOND}, BEYOND
+    cuts = {epoch: BEYOND}
     while (before := continues.get(epoch)) is not None and before[0] not in cuts:
-        epoch, last = before[0], min(last, before[1])
-        cuts[epoch] = last
+        epoch, cuts[before[0]] = before
     return cuts

@@ -248,11 +248,11 @@ class Recount:
     # Reading -------------------------------------------------------------------------------
 
     def player_of(self, user: str) -> int | None:
-        """The player of a user id: of several the one that no void record told of, or who has actions."""
+        """The player of a user id: of several the one who has actions, since those of a void one are void."""
         several = self._namesakes.get(user)
         if several is None:
             return self._of_user.get(user)
-        return max(several, key=lambda player: (self._told[player] > 0, self._last_row[player] >= 0))
+        return max(several, key=lambda player: self._last_row[player] >= 0)
 
     def is_hidden(self, player: int) -> bool:
         return bool(self.flags[player] & HIDDEN)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from auditor import records
 from auditor.audit import Seen
 from auditor.comparing import Copy, Page, Shown
-from auditor.records import MAIN, Person
-from auditor.recount import Recount
-from tests.auditor.world import EPOCH, LATER_EPOCH, Watch, World, encoded, horizon, mutated, pid, take
-
-
-def of_twelve() -> World:
-    """Twelve players of whom two share a score, in three revisions."""
-    world = World()
-    world.revise(*[("act", f"u{n:02}", f"a{n}", 10 * n) for n in range(1, 13)])
-    world.revise(("act", "u03", "b", 5), ("act", "u01", "b", 1, "rejected"))
-    world.revise(("act", "u11", "c", 10), ("act", "u05", "c", 100))
-    return world
-
-
-def watched(world: World, *, seen: int = 1) -> Watch:
-    """An audit that has taken the first revisions and may compare from now on."""
-    return Watch(world, until=seen)
+from auditor.records import MAIN
+from tests.auditor.world import (
+    EPOCH,
+    Watch,
+    World,
+    encoded,
+    horizon,
+    mutated,
+    of_twelve,
+    pid,
+    take,
+    watched,
+)
 
 
 def test_a_right_history_is_compared_and_nothing_is_wrong():
@@ -420,173 +414,6 @@ def test_what_was_wrong_and_healed_is_counted_when_it_is_wrong_again():
         watch.go_on()
 
     assert [kind for _, _, kind, _ in watch.wrong] == ["sizes", "sizes"]
-
-
-# people
-
-
-def test_a_hidden_and_an_erased_player_who_are_still_shown_are_wrong():
-    world = of_twelve()
-    watch = watched(world)
-    shown_before = world.page(limit=100)
-    world.revise(("hide", "u07", True), ("erase", "u08"))
-    watch.take_rest()
-    watch.go_on()
-    watch.go_on()
-    assert isinstance(shown_before.shown, Page)
-    still = replace(shown_before.shown, count=10)
-    watch.audit.observe(replace(shown_before, revision=4, shown=still))
-    watch.audit.observe(world.page(limit=100))
-
-    assert watch.wrong == [("page", 4, "not_to_be_shown", "u07")]
-
-
-def test_hiding_showing_again_renaming_and_erasing_are_no_mismatch():
-    world = of_twelve()
-    watch = watched(world)
-    for acts in (
-        [("hide", "u07", True)],
-        [("act", "u07", "hidden-1", 3), ("act", "u06", "x", 1)],
-        [("hide", "u07", False), ("name", "u06", "Six")],
-        [("act", "u07", "shown-1", 3)],
-        [("erase", "u08")],
-        [("act", "u09", "y", 3)],
-    ):
-        world.revise(*acts)
-        watch.take_rest()
-        watch.audit.observe(world.page(limit=100))
-        watch.audit.observe(world.page(start=8, limit=3))
-
-    assert watch.wrong == []
-    assert [at for what, at in watch.report.made if what == "page"] == [n for n in range(4, 10) for _ in "ab"]
-
-
-def test_records_of_people_read_late_cause_no_false_alarm():
-    # Hidden at 4 and shown again at 5: read after both, the records of 4 and 5 say the same.
-    world = of_twelve()
-    watch = watched(world)
-    world.revise(("hide", "u07", True))
-    world.revise(("hide", "u07", False))
-    world.revise(("act", "u07", "z", 1))
-    for revision in world.revisions[1:]:
-        late = mutated(revision)
-        late.people = [(player, dict(person or {}, hidden=False)) for player, person in late.people]
-        take(watch.audit, late)
-    watch.go_on()
-
-    assert watch.wrong == []
-
-
-def test_of_a_compacted_topic_only_the_last_record_of_somebody_is_needed():
-    world = of_twelve()
-    world.revise(("name", "u07", "Seven"))
-    world.revise(("hide", "u03", True))
-    for revision in world.revisions[:-2]:
-        revision.people = [
-            (player, person) for player, person in revision.people if player not in (pid("u07"), pid("u03"))
-        ]
-    watch = watched(world, seen=5)
-    world.revise(("act", "u07", "z", 100))
-    watch.take_rest()
-    watch.audit.observe(world.page(limit=100))
-
-    assert watch.wrong == []
-    assert ("page", 6) in watch.report.made
-
-
-# histories
-
-
-def test_after_a_restore_the_lost_revisions_are_void():
-    lost = of_twelve()
-    world = lost.restored(3)
-    lost.revise(("act", "u01", "lost", 1_000))
-    continues = {LATER_EPOCH: (EPOCH, 3)}
-    watch = Watch(world, until=4, continues=continues)
-    take(watch.audit, lost.last)
-    world.revise(("act", "u02", "more", 7))
-    take(watch.audit, world.last)
-    watch.go_on()
-    watch.audit.observe(world.page(limit=100))
-
-    assert watch.wrong == []
-    assert watch.audit.continues == continues
-    assert ("page", 5) in watch.report.made
-
-
-@pytest.mark.parametrize("void_first", [True, False])
-def test_who_came_anew_after_a_restore_is_another_player_under_the_same_user_id(void_first: bool):
-    """Under two keys two records of `player` name them: the void one may be read before or after."""
-    lost = of_twelve()
-    world = lost.restored(3)
-    lost.revise(("act", "new", "lost", 1_000))
-    world.revise(("act", "new", "again", 65), ("act", "u02", "after", 7))
-    watch = Watch(world, continues={LATER_EPOCH: (EPOCH, 3)})
-    if void_first:
-        take(watch.audit, lost.last)
-    watch.take_rest()
-    if not void_first:
-        take(watch.audit, lost.last)
-    watch.go_on()
-    watch.audit.observe(world.page(limit=100))
-    world.revise(("act", "new", "more", 1))
-    watch.take_rest()
-    watch.audit.observe(world.copy())
-
-    assert watch.wrong == []
-    assert {("page", 5), ("publication", 6), ("copy", 6)} <= set(watch.report.made)
-
-
-def test_a_wrong_score_of_somebody_who_came_anew_is_seen():
-    lost = of_twelve()
-    world = lost.restored(3)
-    gone = lost.revise(("act", "new", "lost", 1_000))
-    world.revise(("act", "new", "again", 65))
-    watch = Watch(world, until=5, continues={LATER_EPOCH: (EPOCH, 3)})
-    take(watch.audit, gone)
-    wrong = mutated(world.revise(("act", "new", "more", 1)))
-    assert wrong.publication is not None
-    wrong.publication["changed"][0]["score"] += 1
-    take(watch.audit, wrong)
-    watch.go_on()
-
-    assert watch.wrong == [("publication", 6, "score", "new")]
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_who_is_known_by_void_records_alone_is_whoever_has_points(first: int):
-    """Somebody was renamed in one history that was taken back, and came anew in another one."""
-    world = of_twelve()
-    void = Person("u07", "Seven", hidden=False)
-    recount = Recount()
-    for key in ("another", pid("u07")) if first else (pid("u07"), "another"):
-        recount.person(key, void, 0, math.inf)
-    for record in (record for revision in world.revisions for record in revision.judged):
-        recount.judged(records.read_judged(encoded(record) or b""))
-
-    player = recount.player_of("u07")
-
-    assert player is not None
-    assert recount.scores[player] == 70
-
-
-def test_what_was_lost_may_be_shown_until_the_new_epoch_is_on_the_topics():
-    lost = of_twelve()
-    watch = watched(lost, seen=3)
-    lost.revise(("act", "u01", "lost", 1_000))
-    lost.revise(("act", "u02", "lost", 1_000))
-    watch.audit.observe(replace(lost.page(), seen_s=1.0))
-    watch.audit.advance(horizon(3, asked_s=2e12, ledger_end=4, ledger_epoch=LATER_EPOCH))
-
-    assert watch.report.mismatches == []
-
-
-def test_where_a_history_goes_on_from_is_noticed_so_that_it_is_counted_again():
-    watch = watched(of_twelve())
-
-    watch.audit.take_judged(encoded({"epoch": LATER_EPOCH, "revision": 4, "continues": [EPOCH, 3]}))
-
-    assert watch.audit.continues == {LATER_EPOCH: (EPOCH, 3)}
 
 
 def test_too_much_that_waits_is_counted_without_comparing_and_then_goes_on(monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from auditor.report import Report
 
 EPOCH = "01aaaaaaaaaaaaaaaaaaaaaaaa"
 LATER_EPOCH = "01bbbbbbbbbbbbbbbbbbbbbbbb"
+LATEST_EPOCH = "01cccccccccccccccccccccccc"
 
 
 def instant(us: int) -> str:
@@ -311,7 +312,7 @@ class Watch:
     ) -> None:
         self.world, self.report = world, Recorder()
         self.audit = Audit(self.report, world.epoch, until, continues or {})
-        self._clock_s = 1e12
+        self.now_s = 1e12
         for revision in world.revisions[:until]:
             take(self.audit, revision)
         self.go_on(until)
@@ -319,10 +320,10 @@ class Watch:
 
     def go_on(self, until: int | None = None, *, ledger_end: int | None = None) -> None:
         """Reach a horizon, asked for after everything that was taken."""
-        self._clock_s += 1.0
+        self.now_s += 1.0
         revision = self.world.last.number if until is None and self.world.revisions else until or 0
         self.audit.advance(
-            horizon(revision, asked_s=self._clock_s, ledger_end=ledger_end, epoch=self.world.epoch)
+            horizon(revision, asked_s=self.now_s, ledger_end=ledger_end, epoch=self.world.epoch)
         )
 
     def take_rest(self) -> None:
@@ -342,3 +343,17 @@ class Watch:
 def mutated(revision: Revision) -> Revision:
     """A revision to be made wrong without touching the world's."""
     return copy.deepcopy(revision)
+
+
+def of_twelve() -> World:
+    """Twelve players of whom two share a score, in three revisions."""
+    world = World()
+    world.revise(*[("act", f"u{n:02}", f"a{n}", 10 * n) for n in range(1, 13)])
+    world.revise(("act", "u03", "b", 5), ("act", "u01", "b", 1, "rejected"))
+    world.revise(("act", "u11", "c", 10), ("act", "u05", "c", 100))
+    return world
+
+
+def watched(world: World, *, seen: int = 1) -> Watch:
+    """An audit that has taken the first revisions and may compare from now on."""
+    return Watch(world, until=seen)
