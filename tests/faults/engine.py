@@ -151,7 +151,15 @@ class World:
         return rows[0] if rows else ("", 0)
 
     def ends(self) -> dict[tuple[str, int], int]:
-        return {place: end for place, (_, end) in dumping.ends(self.rig).items()}
+        """The end of each partition of each topic; a broker that has just started is asked again."""
+        found: dict[tuple[str, int], tuple[int, int]] = {}
+
+        def told() -> bool:
+            found.update(_quietly(lambda: dumping.ends(self.rig), {}))
+            return bool(found)
+
+        until(told, within_s=60, what="the ends of logs", every_s=0.3)
+        return {place: end for place, (_, end) in found.items()}
 
     def lag(self) -> int:
         """Records of the submitted topic that are not judged."""
