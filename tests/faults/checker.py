@@ -88,21 +88,25 @@ def _proved(findings: Findings, material: Material) -> None:
             findings.add(VACUOUS, "the run", f"some {name}", "none", str(material.run))
     spans: dict[str, list[float]] = {}
     wants: dict[str, tuple[int, list[str]]] = {}
+    told: dict[str, dict[str, int]] = {}
     for line, event in enumerate(material.events, 1):
         spans.setdefault(event.row, [event.at_s, event.at_s])[1] = event.at_s
         if event.what == "row":
             wants[event.row] = (line, ["confirmed", *event.detail.get("wants", [])])
+        if event.what == "end":
+            observed = event.detail.get("observed", {})
+            told[event.row] = {name: observed.get(name, 0) for name in ("redelivered", "repeated")}
     for row, (line, wanted) in wants.items():
         if row not in spans or spans[row][0] > material.until_s:
             continue
-        seen = _seen(material, row, *spans[row])
+        seen = {**_seen(material, row, *spans[row]), **told.get(row, {})}
         for what in wanted:
             if what in seen and not seen[what]:
                 findings.add(VACUOUS, f"row {row}", f"some {what}", "none", f"events.jsonl:{line}")
 
 
 def _seen(material: Material, row: str, from_s: float, to_s: float) -> Counter[str]:
-    """What a row saw; what only the services' logs tell is not among it."""
+    """What a row saw by the files; what only the services' logs tell stands in its `end`."""
     seen = Counter({"confirmed": 0, "503": 0, "unanswered": 0, "again": 0, "duplicates": 0})
     for _, attempt in material.attempts:
         if attempt.row != row:
