@@ -519,7 +519,7 @@ class _Before:
 
     def _said(self, world: World, what: str) -> int:
         """What the stream's logs say of its batches since the row began, added up."""
-        return sum(_added_up(world.rig[name].log, begin, what) for name, begin in self._logs.items())
+        return sum(added_up(world.rig[name].log, begin, what) for name, begin in self._logs.items())
 
 
 def _must_have_been_seen(row: Row, result: Result) -> None:
@@ -545,7 +545,7 @@ def _times(log: Path, begin: int, what: bytes) -> int:
         return sum(what in line for line in file)
 
 
-def _added_up(log: Path, begin: int, what: str) -> int:
+def added_up(log: Path, begin: int, what: str) -> int:
     """A field of the batches in a worker's log, from here on, added up."""
     if not log.is_file():
         return 0
