@@ -1,6 +1,6 @@
 """Where the parts of the auditor are joined.
 
-One thread reads, counts and compares; three more look at pages, frames and Redis. All of them may
+One thread reads, counts and compares; four more look at pages, frames, the channel and Redis. All of them may
 find what they need away, and then try again; only a defect ends the process.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Final
 from confluent_kafka.admin import OffsetSpec
 
 from auditor.audit import Audit, Horizon, Seen
+from auditor.channel import Channel
 from auditor.horizon import Horizons
 from auditor.reading import Reading, StartsLater
 from auditor.recount import Wrong
@@ -58,11 +59,13 @@ class Auditor:
         settings, every_s = self._settings, self._settings.audit_interval_s
         pages = Pages(settings.http_url, self._seen.put, self._complain)
         frames = Frames(settings.feed_url, self._seen.put, self._complain, self._stopping)
+        channel = Channel(settings.feed_url, self._seen.put, self._complain, self._stopping)
         copies = Copies(settings.redis_url, self._seen.put, self._some_users)
         self._threads = [
             threading.Thread(target=self._run, name="recount", daemon=True),
             keep_looking("pages", pages.look, 2 * every_s, self._stopping, self.failed.set),
             keep_looking("frames", frames.look, every_s, self._stopping, self.failed.set),
+            keep_looking("channel", channel.look, every_s, self._stopping, self.failed.set),
             keep_looking("copies", copies.look, every_s, self._stopping, self.failed.set),
         ]
         self._threads[0].start()

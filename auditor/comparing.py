@@ -32,13 +32,15 @@ class Page:
     """Part of the board from rank `first` on, as somebody shows it.
 
     `count` is the board's; None: not told. `limit` is how many entries were asked for; None: not
-    known.
+    known. `unnamed` is somebody of whom another score is shown than before, and nobody said that it
+    changed.
     """
 
     first: int
     entries: Sequence[Shown]
     count: int | None = None
     limit: int | None = None
+    unnamed: str | None = None
 
 
 def publication(recount: Recount, record: Publication) -> Wrong | None:
@@ -125,6 +127,8 @@ def page(recount: Recount, shown: Page) -> Wrong | None:
         if wrong is not None:
             return wrong
         certain.append((rank, entry, player))
+    if any(entry.user == shown.unnamed for _, entry, _ in certain):
+        return Wrong("not_named", shown.unnamed, None, None)
     if shown.count is not None:
         wrong = count(recount, shown.count, doubted)
         if wrong is not None:

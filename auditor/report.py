@@ -15,6 +15,7 @@ WHATS: Final = (
     "chain",
     "page",
     "frame",
+    "channel",
     "copy",
     "position",
 )

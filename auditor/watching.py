@@ -33,9 +33,9 @@ PAGE: Final = 100
 LATER_PAGES: Final = 3
 """How many pages after the first are read in one round; the next round goes on from there."""
 
-_TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 _PERIOD: Final = "main:all-time"
-_LONGEST_FRAME_BYTES: Final = 1 << 20
+LONGEST_FRAME_BYTES: Final = 1 << 20
 _HALF: Final = 1 << 63
 
 _log = logs.get("auditor.watching")
@@ -133,7 +133,7 @@ class Pages:
         if self._connection is None:
             secure = self._url.scheme == "https"
             kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            self._connection = kind(self._url.netloc, timeout=_TIMEOUT_S)
+            self._connection = kind(self._url.netloc, timeout=TIMEOUT_S)
         try:
             path = f"{self._url.path}/v1/boards/main/standings?limit={PAGE}{more}"
             self._connection.request("GET", path, headers={"If-None-Match": etag} if etag else {})
@@ -196,7 +196,7 @@ class Frames:
         """Watch until the connection ends. Raises OSError or WebSocketException."""
         line = Line(self._complain)
         with connect(
-            self._url, open_timeout=_TIMEOUT_S, close_timeout=0.5, max_size=_LONGEST_FRAME_BYTES, proxy=None
+            self._url, open_timeout=TIMEOUT_S, close_timeout=0.5, max_size=LONGEST_FRAME_BYTES, proxy=None
         ) as socket:
             while not self._stopping.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -225,7 +225,7 @@ class Copies:
 
     def __init__(self, url: str, show: Show, some_users: Callable[[], Sequence[str]]) -> None:
         self._redis: redis.Redis = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         )
         self._show, self._some_users, self._next = show, some_users, 0
 

@@ -37,7 +37,7 @@ def test_of_cheaters_duplicates_and_late_actions_nothing_differs(world: World):
     after = caught_up(world)
 
     assert after["mismatches"] == before["mismatches"], lines(world.data, "audit_mismatch")
-    for what in ("publication", "chain", "digest", "page", "frame", "copy"):
+    for what in ("publication", "chain", "digest", "page", "frame", "channel", "copy"):
         assert after[what] > before[what], what
 
 

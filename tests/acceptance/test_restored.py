@@ -361,7 +361,7 @@ def test_the_auditor_counts_along_the_line_and_finds_no_difference(world: World)
     after = caught_up(world)
 
     assert after["mismatches"] == 0, lines(world.data, "audit_mismatch")
-    for what in ("publication", "chain", "digest", "page", "frame", "copy"):
+    for what in ("publication", "chain", "digest", "page", "frame", "channel", "copy"):
         assert after[what] > 0, what
 
 
