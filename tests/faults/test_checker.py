@@ -66,10 +66,6 @@ def _worth_more(made: Made) -> None:
     made.facts[0].points = 11
 
 
-def _a_later_record_counts(made: Made) -> None:
-    made.facts[3].offset, made.facts[3].told = 2, True
-
-
 def _order_turned(made: Made) -> None:
     made.facts[0].offset, made.facts[3].offset = 1, 0
 
