@@ -178,7 +178,7 @@ def migrated(scene: Scene) -> None:
 
 
 @row(
-    "PG-9", "an older backup that does not show it is restored", "I-1 I-15", stack="own", recover_within_s=90
+    "PG-9", "an older backup is restored that leaves no trace", "I-1 I-15", stack="own", recover_within_s=90
 )
 def older_backup(scene: Scene) -> None:
     _restored(scene, to_a_new_timeline=False)
