@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = [
@@ -57,19 +58,29 @@ def make(path: Path, *, commits: int, authors: int, seed: int) -> None:
 
 def counted(path: Path) -> tuple[dict[str, int], dict[str, str]]:
     """By git's own log: user id → commits, and user id → the name of the latest one."""
+    commits = Counter(user for user, _ in _authors(path))
+    return dict(commits), dict(_authors(path))
+
+
+def borne(path: Path) -> dict[str, set[str]]:
+    """By git's own log: user id → every name that it ever committed under."""
+    names: dict[str, set[str]] = {}
+    for user, name in _authors(path):
+        names.setdefault(user, set()).add(name)
+    return names
+
+
+def _authors(path: Path) -> Iterator[tuple[str, str]]:
+    """User id and name of each commit, in the order of a replay."""
     raw = _git(
         *("-C", str(path), "log", "HEAD", "--no-merges", "--topo-order", "--reverse"),
         "--format=%ae%x00%an%x00",
     )
-    commits: Counter[str] = Counter()
-    names: dict[str, str] = {}
     fields = raw.split(b"\0")
     for email, name in zip(fields[::2], fields[1::2], strict=False):
         user = hashlib.sha256(email.strip().lower()).hexdigest()[:16]
-        commits[user] += 1
         cleaned = "".join(letter for letter in name.decode() if ord(letter) >= 32 and ord(letter) != 127)
-        names[user] = cleaned.encode()[:255].decode(errors="ignore")
-    return dict(commits), names
+        yield user, cleaned.encode()[:255].decode(errors="ignore")
 
 
 def _git(*arguments: str, body: bytes = b"") -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,15 +136,23 @@ def folded_deltas(connection: psycopg.Connection, *, until: int = MOST) -> dict[
     Raises:
         AssertionError: a link's `previous`, `count` or an old value is not what the fold holds.
     """
+    steps = [held for _, held in folds(connection, until=until)]
+    return steps[-1] if steps else {}
+
+
+def folds(connection: psycopg.Connection, *, until: int = MOST) -> Iterator[tuple[int, dict[str, Standing]]]:
+    """The period at each of its revisions, in their order: what `folded_deltas` holds there."""
     held: dict[int, Standing] = {}
     previous = 0
-    for revision, named, count, *columns in connection.execute(
+    links = connection.execute(
         "SELECT revision, previous, count, players, old_scores, new_scores,"
         f" (SELECT array_agg({us('t')} ORDER BY n) FROM unnest(old_reached) WITH ORDINALITY u(t, n)),"
         f" (SELECT array_agg({us('t')} ORDER BY n) FROM unnest(new_reached) WITH ORDINALITY u(t, n))"
         " FROM deltas WHERE period = 'main:all-time' AND revision <= %s ORDER BY revision",
         (until,),
-    ).fetchall():
+    ).fetchall()
+    names: dict[int, str] = dict(connection.execute("SELECT player, user_id FROM players").fetchall())
+    for revision, named, count, *columns in links:
         assert named == previous, f"revision {revision} follows {named}, not {previous}"
         previous = revision
         players, old_scores, new_scores, old_us, new_us = (column or [] for column in columns)
@@ -159,8 +167,7 @@ def folded_deltas(connection: psycopg.Connection, *, until: int = MOST) -> dict[
             else:
                 held[player] = (new_score, new)
         assert len(held) == count, f"revision {revision} counts {count} of {len(held)}"
-    names = dict(connection.execute("SELECT player, user_id FROM players").fetchall())
-    return {names[player]: standing for player, standing in held.items()}
+        yield revision, {names[player]: standing for player, standing in held.items()}
 
 
 def ranked(standings: dict[str, Standing]) -> list[tuple[int, str, int, int]]:
