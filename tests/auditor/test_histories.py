@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from auditor.audit import Audit
 from auditor.records import MAIN
-from tests.auditor.world import EPOCH, Recorder, Watch, World, encoded, horizon, mutated, take
+from tests.auditor.world import EPOCH, Recorder, Revision, Watch, World, encoded, horizon, mutated, take
 
 USERS = [f"u{n}" for n in range(14)]
 patient = settings(
@@ -54,6 +54,20 @@ def worlds(draw: st.DrawFn, *, people: bool = True) -> World:
                     acts.append(("erase", user))
         world.revise(*acts)
     return world
+
+
+@st.composite
+def restored(draw: st.DrawFn) -> tuple[World, list[Revision]]:
+    """A history that went on from an older backup, and the revisions that were lost."""
+    lost = draw(worlds(people=False))
+    number = draw(st.integers(1, lost.last.number))
+    world = lost.restored(number)
+    for after in range(draw(st.integers(1, 6))):
+        users = draw(st.lists(st.sampled_from(USERS), max_size=3))
+        world.revise(
+            *[("act", u, f"again {after}-{n}", draw(st.integers(1, 20))) for n, u in enumerate(users)]
+        )
+    return world, lost.revisions[number:]
 
 
 def logs_of(world: World) -> list[list[tuple[str, Any, int]]]:
@@ -137,6 +151,31 @@ def test_a_right_history_is_right_in_any_order_of_arrival(world: World, data: st
     assert audit.at == world.last.number
     if world.last.publication is not None:
         assert ("page", world.last.number) in report.made
+
+
+@given(history=restored(), data=st.data())
+@patient
+def test_what_a_restore_took_back_is_void_wherever_it_stands(
+    history: tuple[World, list[Revision]], data: st.DataObject
+):
+    """Who came in lost revisions comes anew; between partitions there is no order."""
+    world, lost = history
+    first = world.last.number - data.draw(st.integers(1, 3))
+    begun = next(revision for revision in world.revisions if revision.continues is not None)
+    report = Recorder()
+    audit = Audit(report, world.epoch, first, {world.epoch: begun.continues or ("", 0)})
+    for revision in data.draw(st.permutations([*lost, *world.revisions[:first]])):
+        take(audit, revision)
+    for clock_s in (1e12, 2e12):
+        audit.advance(horizon(first, asked_s=clock_s, epoch=world.epoch))
+    for revision in world.revisions[first:]:
+        take(audit, revision)
+    audit.observe(world.page(limit=100))
+    for clock_s in (3e12, 4e12, 5e12):
+        audit.advance(horizon(world.last.number, asked_s=clock_s, epoch=world.epoch))
+
+    assert report.mismatches == []
+    assert ("page", world.last.number) in report.made
 
 
 @given(world=worlds(people=False), data=st.data())
