@@ -38,7 +38,7 @@ BATCH_ACTIONS = 3
 FAULTS = ["push", "stream_app", "push", "valkey", "push"]
 TOLD = ["python", "javascript", "curl"]
 """They are sent publications; the page shows boards at its own pace."""
-BOARDS = 3
+BOARDS = 6
 """How many of them each is sent before the next fault."""
 PATIENCE_S = 90.0
 
