@@ -469,7 +469,7 @@ def test_a_wrong_query_is_400(world: World, query: Body):
         "/v2/actions",
         "/metrics",
         "/health/live",
-        "/",
+        "/nowhere",
     ],
 )
 def test_what_is_not_there_is_a_404_problem(world: World, path: str):
