@@ -449,7 +449,7 @@ def test_sse_shows_a_snapshot_then_publications_and_resumes(world: World):
 
 def test_connections_are_counted_by_dialect(world: World):
     def counted() -> float:
-        # Without `/ws/scores`, which the auditor watches.
+        # Without `/ws/scores`, which the auditor watches too.
         page = world.http.get(world.endpoints.metrics["push"]).text
         return sum(
             float(line.rsplit(" ", 1)[1])
@@ -457,7 +457,8 @@ def test_connections_are_counted_by_dialect(world: World):
             if line.startswith("trueboard_websocket_connections{") and '"scores"' not in line
         )
 
-    before = until(lambda: (found := counted()) == 0 and [found], what="all sockets closed")[0]
+    # The auditor subscribes to the board's channel, once and for all.
+    before = until(lambda: (found := counted()) == 1 and [found], what="all other sockets closed")[0]
     with feed(world, "/connection/websocket") as one, feed(world, "/ws/scoreboard") as two:
         _commands(one, {"id": 1, "connect": {}})
         frame(one), frame(two)

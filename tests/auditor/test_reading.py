@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from confluent_kafka import Producer
@@ -62,8 +63,7 @@ def audit() -> Audit:
 
 
 def read_to(reading: Reading, audit: Audit, ends: dict[tuple[str, int], int]) -> None:
-    reached = horizon(3, asked_s=1e12)
-    target = type(reached)(EPOCH, 3, 3, 1e12, 0.0, ends)
+    target = replace(horizon(3, asked_s=1e12), ends=ends)
     deadline_s = time.monotonic() + PATIENCE_S
     while not reading.has_read_to(target):
         assert time.monotonic() < deadline_s, "the ends were not reached"
