@@ -8,6 +8,7 @@ UV := $(BIN)/uv
 ARGS ?=
 PYTEST_ARGS ?=
 SERVICES ?= embedded
+JOBS ?= 2
 MINUTES ?= 10
 SEED ?=
 
@@ -22,7 +23,7 @@ up: $(VENV)/.runtime ## start everything; options as ARGS="--kafka memory --http
 
 test: $(VENV)/.dev ## the linters, the types, the picture of imports, all tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest --services=$(SERVICES) $(PYTEST_ARGS)
+	$(BIN)/pytest --services=$(SERVICES) -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## the linters, the types and the picture of imports
 	$(BIN)/ruff check
