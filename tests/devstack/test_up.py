@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import psycopg
@@ -48,8 +49,19 @@ class Up(NamedTuple):
         return pid
 
     def env_of(self, service: str) -> dict[str, str]:
-        with urlopen(self.endpoints.metrics[service], timeout=5) as answer:
-            return dict(json.load(answer))
+        """What the service was started with. One that has just been started may not listen yet."""
+        found: dict[str, str] = {}
+
+        def answers() -> bool:
+            try:
+                with urlopen(self.endpoints.metrics[service], timeout=5) as answer:
+                    found.update(json.load(answer))
+            except URLError:
+                return False
+            return True
+
+        wait_until(answers)
+        return found
 
 
 def launch(data: Path, *arguments: str, env: dict[str, str] | None = None) -> Up:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.acceptance.world import World
+from tests.conftest import _need_kafka, _scratch, _up
 from tests.web.browser import DESKTOP, Tab, executable, launch, tab
-from trueboard.endpoints import Endpoints
 
 Open = Callable[..., Tab]
 
@@ -28,12 +27,15 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def world(stack: Endpoints, stack_data: Path) -> Iterator[World]:
-    """The session's stack; tests use users of their own."""
-    world = World(stack, stack_data)
-    yield world
-    world.close()
+@pytest.fixture(scope="package")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A stack of the pages' own: what a person sees depends on who else is on the board."""
+    _need_kafka()
+    with _scratch() as data:
+        for endpoints in _up(request, data):
+            world = World(endpoints, data)
+            yield world
+            world.close()
 
 
 @pytest.fixture
