@@ -659,9 +659,12 @@ def test_limits_come_after_tokens_and_before_shapes(world: World):
 
     assert is_problem(sent(an_action(), "bad-token"), 401, "invalid_token")
     assert is_problem(sent(b"{"), 400, "invalid_json")
-    assert is_problem(sent(an_action(bonus=1)), 429, "rate_limited")
-    assert is_problem(sent(an_action(user_id="other")), 429, "rate_limited")
-    assert is_problem(sent(an_action(type="nobody_knows")), 429, "rate_limited")
+    for body in (an_action(bonus=1), an_action(user_id="other"), an_action(type="nobody_knows")):
+        # Where this machine is slower than the limit refills, it is spent again.
+        answers = (sent(body) for _ in range(100))
+        limited = next((answer for answer in answers if answer.status_code == 429), None)
+        assert limited is not None
+        assert is_problem(limited, 429, "rate_limited")
 
 
 def test_a_token_in_the_body_comes_before_the_shape_of_the_body(world: World):

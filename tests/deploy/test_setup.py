@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from confluent_kafka.admin import AdminClient
 
 from core import topics
 from core.errors import Unavailable
@@ -44,6 +46,22 @@ def empty_database(postgres_url: str) -> Iterator[str]:
 def _run(tmp_path: Path, **env: str) -> Result:
     arguments = ["setup", "--data", str(tmp_path)]
     return CliRunner().invoke(cli.trueboard, arguments, env={f"TRUEBOARD_{k}": v for k, v in env.items()})
+
+
+def _without_topics(kafka: Kafka) -> None:
+    """The broker is the session's: other tests may have made the topics, with other partitions."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+
+    def there() -> list[str]:
+        return [name for name in admin.list_topics(timeout=10).topics if name.startswith("leaderboard.")]
+
+    if names := there():
+        for gone in admin.delete_topics(names).values():
+            gone.result(30)
+    deadline_s = time.monotonic() + 30
+    while there():
+        assert time.monotonic() < deadline_s, "the topics of other tests stay"
+        time.sleep(0.1)
 
 
 def test_all_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,6 +122,7 @@ def test_a_catalogue_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypat
 def test_empty_servers_are_made_ready_and_a_second_time_changes_nothing(
     empty_database: str, kafka: Kafka, tmp_path: Path
 ):
+    _without_topics(kafka)
     env = {"POSTGRES_URL": empty_database, "KAFKA": kafka.bootstrap, "PARTITIONS": str(PARTITIONS)}
 
     first = _run(tmp_path, **env)

@@ -433,8 +433,10 @@ async def test_in_a_cluster_a_refusal_gives_back_what_other_slots_charged(tmp_pa
         spent = Rule("user", "u1", rate_per_s=0.01, burst=1)
         slow = Rule("address", "10.0.0.1", rate_per_s=0.01, burst=5)
         first = await shared.take([spent, slow])
-        refused = [await shared.take([spent, slow]) for _ in range(8)]
-        await asyncio.gather(*shared._giving_back)
+        refused = []
+        for _ in range(8):
+            refused.append(await shared.take([spent, slow]))
+            await asyncio.gather(*shared._giving_back)
         look = await shared.look([slow])
         await redis.aclose()
 
