@@ -37,12 +37,6 @@ class Actions:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    @property
-    def bytes_held(self) -> int:
-        """What rows and index take."""
-        wide = (self._hashes, self.points, self.received, self.revisions, self._before)
-        return sum(8 * len(column) for column in wide) + 5 * len(self) + 4 * len(self._index)
-
     def enter(
         self,
         player: int,

@@ -195,11 +195,6 @@ class Verdicts:
         revision = max(page.revision, at_least[1])
         return [_with_place(one, page.epoch, revision, entry) for one in judged]
 
-    def _failed(self, errors: BaseExceptionGroup[Unavailable]) -> None:
-        if not self._failing:
-            self._failing = True
-            _log.warning("verdicts_unavailable", detail=str(errors.exceptions[0]))
-
 
 def _with_place(judged: Judged, epoch: str, revision: int, entry: RankedEntry | None) -> Judged:
     score, rank = (None, None) if entry is None else (entry.score, entry.rank)

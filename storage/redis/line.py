@@ -69,9 +69,6 @@ class Line:
             return _failed(redis_exceptions.ConnectionError("there is no connection to Redis"))
         return wire.send(hiredis.pack_command(arguments))  # type: ignore[arg-type]  # any length, in fact
 
-    def execute_many(self, commands: list[tuple[Argument, ...]]) -> list[asyncio.Future[Any]]:
-        return [self.execute(*command) for command in commands]
-
     def when_turn_ends(self, call: Callable[[], None]) -> None:
         """Call when the commands of this turn of the loop are about to leave: what it adds goes with them."""
         if self._wire is None:

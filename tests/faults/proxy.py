@@ -83,10 +83,6 @@ class Link:
         self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def open_connections(self) -> int:
-        return len(self._pairs)
-
     async def listen(self) -> None:
         """Take connections; those that are there stay."""
         if self._server is None:

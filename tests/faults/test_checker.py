@@ -252,13 +252,6 @@ def _no_duplicates(made: Made) -> None:
     spoiled.last(made.topics[SUBMITTED.name], partition=0, offset=2)["at_s"] = 0.1
 
 
-def _nothing_redelivered(made: Made) -> None:
-    made.events[0]["detail"]["wants"].append("redelivered")
-    made.events.append(
-        made.events[0] | {"at_s": 21.0, "what": "end", "detail": {"observed": {"redelivered": 0}}}
-    )
-
-
 def _transcript_with_a_gap(made: Made) -> None:
     del made.topics[SUBMITTED.name][2]
 

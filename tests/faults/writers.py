@@ -63,7 +63,6 @@ class Counts:
     """Actions with a 202 or 200, each once."""
     again: int = 0
     open_requests: int = 0
-    open_actions: int = 0
     slowest_refusal_s: float = 0.0
     slowest_confirmation_s: float = 0.0
     without_retry_after: int = 0

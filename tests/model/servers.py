@@ -142,7 +142,6 @@ class Postgres:
     def __init__(self) -> None:
         self.tables = Tables()
         self.server = 0
-        self.restores = 0
         self._held: dict[str, dict[Session, bool]] = {}
         self.committed: Callable[[Tables], None] = lambda _tables: None
         # Sequences and random ids: a restore takes nothing of them back.
@@ -155,12 +154,11 @@ class Postgres:
     def backup(self) -> Tables:
         return copy.deepcopy(self.tables)
 
-    def restore(self, backup: Tables, *, leaves_a_trace: bool = True) -> None:
+    def restore(self, backup: Tables) -> None:
+        """Another server with an older ledger; every connection to the one before is gone."""
         self.tables = copy.deepcopy(backup)
         self.last_player = max(self.tables.people, default=0)
-        self.restores += 1
-        if leaves_a_trace:
-            self.server += 1
+        self.server += 1
         self._held.clear()
 
     def free(self, name: str, session: Session, shared: bool) -> bool:
@@ -183,14 +181,14 @@ class Session:
     """A connection. Locks are a transaction's unless they are the session's own."""
 
     def __init__(self, postgres: Postgres) -> None:
-        self._postgres, self._restores = postgres, postgres.restores
+        self._postgres, self._server = postgres, postgres.server
         self._locks: set[str] = set()
         self._session_locks: set[str] = set()
         self.cut = False
 
     @property
     def broken(self) -> bool:
-        return self.cut or self._restores != self._postgres.restores
+        return self.cut or self._server != self._postgres.server
 
     @property
     def tables(self) -> Tables:
@@ -213,15 +211,6 @@ class Session:
         self._postgres.take(name, self, shared)
         (self._session_locks if for_session else self._locks).add(name)
 
-    def try_session_lock(self, name: str) -> bool:
-        if self.broken:
-            raise Broken
-        if not self._postgres.free(name, self, False):
-            return False
-        self._postgres.take(name, self, False)
-        self._session_locks.add(name)
-        return True
-
     def commit(self, write: Callable[[Tables], Any]) -> None:
         """Everything the transaction wrote, at once; its locks are free then."""
         write(self.tables)
@@ -240,11 +229,6 @@ class Session:
         self.cut = True
         self._postgres.let_go(self, self._locks | self._session_locks)
         self._locks, self._session_locks = set(), set()
-
-    def time_out(self) -> None:
-        """The server ends a transaction that lasts too long."""
-        if self._locks:
-            self.close()
 
 
 def unless(session: Session | None, condition: Condition) -> Condition:
@@ -341,9 +325,6 @@ class Copy:
 
     def whole(self, count: int) -> bool:
         return len(self.z or {}) == len(self.m or {}) == count
-
-    def clone(self) -> Copy:
-        return copy.deepcopy(self)
 
 
 @dataclass

@@ -254,8 +254,8 @@ class World:
 class Fate:
     """Everything that can happen, each with its arguments drawn by `pick(n)`: 0 … n − 1."""
 
-    def __init__(self, world: World, pick: Callable[[int], int], *, restores: bool = True) -> None:
-        self.world, self.pick, self.restores = world, pick, restores
+    def __init__(self, world: World, pick: Callable[[int], int]) -> None:
+        self.world, self.pick = world, pick
         self.actions = 0
 
     def refuse(self) -> None:
@@ -352,8 +352,7 @@ class Fate:
         self.world.backups = [*self.world.backups, self.world.postgres.backup()][-4:]
 
     def restore(self) -> None:
-        if self.restores:
-            self.world.postgres.restore(self.world.backups[self.pick(len(self.world.backups))])
+        self.world.postgres.restore(self.world.backups[self.pick(len(self.world.backups))])
 
     def make_log_anew(self) -> None:
         if self.pick(3) == 0:

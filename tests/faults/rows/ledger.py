@@ -177,9 +177,7 @@ def migrated(scene: Scene) -> None:
     scene.healed()
 
 
-@row(
-    "PG-9", "an older backup is restored that leaves no trace", "I-1 I-15", stack="own", recover_within_s=90
-)
+@row("PG-9", "an older backup is restored that leaves no trace", "I-1 I-15", stack="own", recover_within_s=90)
 def older_backup(scene: Scene) -> None:
     _restored(scene, to_a_new_timeline=False)
 
