@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,8 +26,7 @@ from storage.postgres import arrays, connections, epochs
 from storage.postgres.connections import COMPARING_LOCK, Connection
 from storage.postgres.epochs import Begun, Present, Seen
 from storage.postgres.ledger import Ledger
-from storage.redis import keys
-from storage.redis.boards import position_of
+from storage.redis import boards, keys
 
 CLOCKS_US: Final = 3_600 * US
 """How far the clocks of Postgres and of whoever wrote to Kafka may be apart."""
@@ -178,18 +177,10 @@ class Histories:
         A Redis that does not answer is not waited for: it shows nothing to anybody, and its keeper
         looks again when it is back.
         """
-        if self._redis_url is None:
-            return []
-        periods = [row[0] for row in cursor.execute("SELECT period FROM periods").fetchall()]
         found = []
         try:
-            with redis.Redis.from_url(
-                self._redis_url, socket_timeout=5.0, socket_connect_timeout=2.0
-            ) as client:
-                for period in periods:
-                    at = position_of(client, period)
-                    if at is not None:
-                        found.append(Seen(at.epoch, at.revision, at.digest))
+            for _, _, at in self._each_copy(cursor):
+                found.append(Seen(at.epoch, at.revision, at.digest))
         except (redis.RedisError, OSError) as error:
             _log.warning("copies_not_compared", detail=str(error)[:300])
         return found
@@ -197,15 +188,21 @@ class Histories:
     def _discard(self, cursor: psycopg.Cursor[Any], epoch: str) -> None:
         """Let nobody read copies of an earlier epoch any more: they are void where they are ahead."""
         try:
-            with redis.Redis.from_url(
-                self._redis_url or "", socket_timeout=5.0, socket_connect_timeout=2.0
-            ) as client:
-                for (period,) in cursor.execute("SELECT period FROM periods").fetchall():
-                    at = position_of(client, period)
-                    if at is not None and at.epoch < epoch and not epochs.has(cursor, at.epoch, at.revision):
-                        client.delete(keys.board(period)[2])
+            for client, period, at in self._each_copy(cursor):
+                if at.epoch < epoch and not epochs.has(cursor, at.epoch, at.revision):
+                    client.delete(keys.board(period)[2])
         except (redis.RedisError, OSError) as error:
             _log.warning("copies_not_discarded", detail=str(error)[:300])
+
+    def _each_copy(self, cursor: psycopg.Cursor[Any]) -> Iterator[tuple[redis.Redis, str, At]]:
+        if self._redis_url is None:
+            return
+        periods = cursor.execute("SELECT period FROM periods").fetchall()
+        with boards.connect(self._redis_url) as client:
+            for (period,) in periods:
+                at = boards.position_of(client, period)
+                if at is not None:
+                    yield client, period, at
 
     def _make_good(self, cursor: psycopg.Cursor[Any], tails: Tails, begun: Begun) -> tuple[int, int]:
         """Erase again who was erased after the fork, and list the decisions made after it."""

@@ -13,22 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import click
 
-from core.errors import TrueboardError, Unavailable
+from core.errors import TrueboardError
 from core.topics import SUBMITTED
 from service.settings import data_directory, read_settings
 from storage.kafka.log_ends import LogEnds
 from storage.kafka.topic_ids import topic_id
 from storage.postgres import resumptions
+from storage.postgres.connections import patiently
 from storage.postgres.ledger import Ledger, Progress
 from storage.postgres.resumptions import Resumption
 from stream_app.carry_out import record_fingerprint
 from trueboard.endpoints import FILE_NAME, Endpoints
-
-_LOCK_TRIES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,14 +135,12 @@ def resume(
             if seen.low < offset:
                 fingerprint = record_fingerprint(*log.records({partition: offset - 1})[partition])
         to = Progress(seen.progress.log, offset, fingerprint)
-        for left in reversed(range(_LOCK_TRIES)):
-            try:
-                with ledger.exclusive() as batch:
-                    done = resumptions.resume(batch, partition, seen.progress, to)
-                break
-            except Unavailable:
-                if not left:
-                    raise
+
+        def step() -> Resumption | None:
+            with ledger.exclusive() as batch:
+                return resumptions.resume(batch, partition, seen.progress, to)
+
+        done = patiently(step)
     if done is None:
         raise CannotResume(f"partition {partition} has moved meanwhile: it is not stopped")
     return done

@@ -8,9 +8,10 @@ restored only under a server that starts anew or into tables made anew.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -54,7 +55,14 @@ SELECT i.incarnation = 'standby' OR i.incarnation = c.incarnation AND NOT c.eras
 FROM compared c, (SELECT {INCARNATION} AS incarnation) i
 """
 
+PATIENCE_TRIES: Final = 30
+"""How often a writer beside the stream asks for the plan lock, a second at a time."""
+
+PATIENCE_PAUSE_S: Final = 0.2
+
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+T = TypeVar("T")
 
 
 class NotCompared(Unavailable):
@@ -177,3 +185,20 @@ def passes(error: psycopg.Error) -> bool:
     if state is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     return state[:2] in ("08", "40", "53", "57", "58") or state in ("25P03", "25P04", "55P03", "25006")
+
+
+def patiently(step: Callable[[], T]) -> T:
+    """What this step gives, tried again while batches do not let go or Postgres is away.
+
+    For writers that take the plan lock alone (`Ledger.exclusive`) and have nobody waiting behind
+    them. The step begins anew each time.
+
+    Raises:
+        Unavailable: the last of `PATIENCE_TRIES`' own.
+    """
+    for _ in range(PATIENCE_TRIES - 1):
+        try:
+            return step()
+        except Unavailable:
+            time.sleep(PATIENCE_PAUSE_S)
+    return step()

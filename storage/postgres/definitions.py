@@ -6,9 +6,8 @@ version.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import psycopg
@@ -20,9 +19,6 @@ from core.catalogue import Catalogue
 from core.errors import Refused, Unavailable
 from storage.postgres import connections, epochs
 from storage.postgres.ledger import Ledger, OpenBatch, empty_delta
-
-TRIES: Final = 30
-"""How often an exclusive writer asks for the plan lock, a second at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Definitions:
 def apply(url: str, catalogue_toml: bytes) -> None:
     """Put a catalogue in force, and on a fresh ledger the epoch and the board `main` before it.
 
-    Nothing is written where it is in force already. Waits for running batches up to `TRIES` s.
+    Nothing is written where it is in force already. Waits for running batches (`connections.patiently`).
     A ledger that may have lost revisions is compared first (`storage.histories`), by the caller.
 
     Raises:
@@ -51,14 +47,7 @@ def apply(url: str, catalogue_toml: bytes) -> None:
         with ledger.connection.transaction():
             if _in_force(ledger.connection.cursor(binary=True), wanted):
                 return
-        for left in reversed(range(TRIES)):
-            try:
-                _write(ledger, wanted)
-                return
-            except Unavailable:
-                if not left:
-                    raise
-                time.sleep(0.2)
+        connections.patiently(lambda: _write(ledger, wanted))
     finally:
         ledger.close()
 

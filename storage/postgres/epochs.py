@@ -12,19 +12,17 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from core import digest, ids
-from core.errors import Refused, Unavailable
-from storage.postgres.connections import INCARNATION, schema_awaited
+from core.errors import Refused
+from storage.postgres.connections import INCARNATION, patiently, schema_awaited
 from storage.postgres.ledger import Ledger, OpenBatch, Position, empty_delta
-
-TRIES: Final = 30
-"""How often the plan lock is asked for, a second at a time."""
 
 MOST_ERASED: Final = 2_000
 """People erased in one revision."""
@@ -146,17 +144,14 @@ def begin(
         Refused: nothing is in the ledger yet, the server is a standby, or no later epoch can be named.
         Unavailable: no Postgres, or batches that do not end.
     """
-    for left in reversed(range(TRIES)):
-        try:
-            with ledger.looking() as cursor:
-                if not _has_reason(cursor, seen, asked):
-                    return None
-            return _begun(ledger, seen, asked, then_good)
-        except Unavailable:
-            if not left:
-                raise
-            time.sleep(0.2)
-    return None
+
+    def step() -> Begun | None:
+        with ledger.looking() as cursor:
+            if not _has_reason(cursor, seen, asked):
+                return None
+        return _begun(ledger, seen, asked, then_good)
+
+    return patiently(step)
 
 
 def _has_reason(cursor: Cursor, seen: Sequence[Seen], asked: bool) -> bool:
@@ -240,31 +235,21 @@ def erase(ledger: Ledger, key: bytes, pids: Sequence[str], user_ids: Sequence[st
         Unavailable: no Postgres, or batches that do not end; some may be erased already.
     """
     erased = 0
-    for begin_ in range(0, len(pids), MOST_ERASED):
-        part = list(pids[begin_ : begin_ + MOST_ERASED])
-        erased += _patiently(lambda part=part: _erased(ledger, key, part))  # type: ignore[misc]
+    for start in range(0, len(pids), MOST_ERASED):
+        part = list(pids[start : start + MOST_ERASED])
+        erased += patiently(partial(_erased, ledger, key, part))
     hashes = [user_hash(key, user_id) for user_id in user_ids]
     if hashes:
-        _patiently(lambda: _refused(ledger, hashes))
+        patiently(partial(_refused, ledger, hashes))
     return erased
 
 
-def _patiently(step: Callable[[], int]) -> int:
-    for _ in range(TRIES - 1):
-        try:
-            return step()
-        except Unavailable:
-            time.sleep(0.2)
-    return step()
-
-
-def _refused(ledger: Ledger, hashes: Sequence[bytes]) -> int:
+def _refused(ledger: Ledger, hashes: Sequence[bytes]) -> None:
     with ledger.exclusive() as batch:
         batch.execute(
             "INSERT INTO erased_users (user_hash) SELECT unnest(%s::bytea[]) ON CONFLICT DO NOTHING",
             (list(hashes),),
         )
-    return 0
 
 
 def _erased(ledger: Ledger, key: bytes, pids: list[str]) -> int:
