@@ -23,6 +23,7 @@ import click
 from core.errors import TrueboardError
 from core.topics import ALL as ALL_TOPICS
 from service.settings import data_directory, describe, mask, read_settings
+from trueboard import options
 from trueboard.devstack.kafka.jars import LEAST_JAVA, find_java, kafka_version
 from trueboard.devstack.settings import StackSettings
 from trueboard.endpoints import Endpoints
@@ -44,11 +45,7 @@ class _NotAsItShould(Exception):
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the stack keeps everything (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(data: Path | None, as_json: bool) -> None:
     """Look at what runs, what answers, and which settings hold.

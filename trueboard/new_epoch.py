@@ -20,6 +20,7 @@ from core.errors import TrueboardError, Unavailable
 from service import erasure_key
 from service.settings import data_directory, read_settings
 from storage.histories import Histories, Settled
+from trueboard import options
 from trueboard.endpoints import Endpoints
 
 PATIENCE_S: Final = 30.0
@@ -44,11 +45,7 @@ class EpochSettings:
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The stack's data directory (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(data: Path | None, as_json: bool) -> None:
     """Say that the ledger lost revisions, and go on in a new epoch.

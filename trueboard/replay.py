@@ -31,6 +31,7 @@ from core import scopes, words
 from core.errors import TrueboardError, Unavailable
 from core.times import LOWEST_US, US, format_us
 from service.settings import data_directory
+from trueboard import options
 from trueboard.client import (
     MOST_ACTIONS,
     Answer,
@@ -473,11 +474,7 @@ def command() -> None:
 
 @command.command("git")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The stack's data directory (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 @click.option("--since", metavar="DATE", help="Only commits later than this, in any of git's spellings.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def git(path: Path, data: Path | None, since: str | None, as_json: bool) -> None:

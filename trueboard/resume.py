@@ -26,6 +26,7 @@ from storage.postgres.connections import patiently
 from storage.postgres.ledger import Ledger, Progress
 from storage.postgres.resumptions import Resumption
 from stream_app.carry_out import record_fingerprint
+from trueboard import options
 from trueboard.endpoints import FILE_NAME, Endpoints
 
 
@@ -68,11 +69,7 @@ class Seen:
 @click.option("--skip-lost", is_flag=True, help="Go on with what the log still has.")
 @click.option("--yes", is_flag=True, help="Also where records that the log still has will not be judged.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a sentence.")
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where the stack keeps everything (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 def command(
     partition: int, from_offset: int | None, skip_lost: bool, yes: bool, as_json: bool, data: Path | None
 ) -> None:

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core.errors import TrueboardError, Unavailable
 from service.settings import data_directory
+from trueboard import options
 from trueboard.client import MOST_ACTIONS, ByReceipt, Client, InLedger, NoAnswer, Tokens, verdicts
 from trueboard.endpoints import Endpoints
 from trueboard.simulation import planning, sending
@@ -59,11 +60,7 @@ class Result:
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The stack's data directory (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed, the same plan (default: any).")
 @click.option("--users", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True)
 @click.option(

@@ -12,21 +12,15 @@ import click
 from core import scopes, words
 from core.errors import TrueboardError
 from service import keys
-from service.settings import DEFAULT_DATA
+from service.settings import data_directory
+from trueboard import options
 
 _DEV_NAME = "trueboard"
 _DEFAULT_TTL_S = 3600
 
 
 @click.command("token", help="Print an access token signed by the keys of the data directory.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DATA,
-    show_default=True,
-    envvar="TRUEBOARD_DATA",
-    help="The data directory.",
-)
+@options.data
 @click.option("--user", required=True, help="The user id the token speaks for.")
 @click.option("--name", default=None, help="The name to show on boards.")
 @click.option(
@@ -47,19 +41,20 @@ _DEFAULT_TTL_S = 3600
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the token inside a JSON object.")
 def command(
-    data: Path, user: str, name: str | None, scope: tuple[str, ...], ttl_s: int, as_json: bool
+    data: Path | None, user: str, name: str | None, scope: tuple[str, ...], ttl_s: int, as_json: bool
 ) -> None:
     if not words.is_user_id(user):
         raise click.BadParameter("a user id is 1 to 255 of A-Z a-z 0-9 . _ : @ -", param_hint="--user")
     if name is not None and not words.is_username(name):
         raise click.BadParameter("a name is 1 to 255 bytes without control characters", param_hint="--name")
-    issuer, audience = _issuer_and_audience(data)
+    directory = data_directory(os.environ, data)
+    issuer, audience = _issuer_and_audience(directory)
     granted = scope or scopes.DEFAULT
     now_s = int(time.time())
     try:
-        keys.ensure(data / "keys")
+        keys.ensure(directory / "keys")
         token = keys.issue(
-            data / "keys",
+            directory / "keys",
             user=user,
             name=name,
             scopes=granted,

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from core.errors import TrueboardError
 from service.settings import data_directory
+from trueboard import options
 from trueboard.endpoints import Endpoints
 from trueboard.verification import deltas, digest_chain, ledger_sums, progress, projection, verdicts
 from trueboard.verification.progress import Log
@@ -48,11 +49,7 @@ Watch = Callable[[str], Step]
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The stack's data directory (default: $TRUEBOARD_DATA, else .trueboard).",
-)
+@options.data
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.option(
     "--wait",
