@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,24 @@ class Stack:
 
         until(ready, patience_s=READY_S, what="the line `ready`")
         return World(Endpoints.read(self.data), self.data)
+
+    @contextmanager
+    def running(self) -> Iterator[Stack]:
+        """Started with its `options`; whatever happens inside, nothing is left running."""
+        try:
+            self.start(*self.options).close()
+            yield self
+        finally:
+            self.end()
+
+    @contextmanager
+    def world(self) -> Iterator[World]:
+        """Somebody who talks to it as it runs now."""
+        world = World(Endpoints.read(self.data), self.data)
+        try:
+            yield world
+        finally:
+            world.close()
 
     def stop(self) -> tuple[int, float]:
         """Ask it to stop: (exit code, seconds it took)."""

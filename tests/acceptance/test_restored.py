@@ -40,19 +40,14 @@ AFTER = {f"after-{n}": 15 * n for n in range(1, 9)} | {"before-3": 500}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:  # type: ignore[override]
     """A stack with Apache Kafka; shadows the session's."""
-    stack = Stack(tmp_path_factory.mktemp("restored") / "data", "jvm")
-    try:
-        stack.start().close()
+    with Stack(tmp_path_factory.mktemp("restored") / "data", "jvm").running() as stack:
         yield stack
-    finally:
-        stack.end()
 
 
 @pytest.fixture
 def world(stack: Stack) -> Iterator[World]:
-    world = World(Endpoints.read(stack.data), stack.data)
-    yield world
-    world.close()
+    with stack.world() as world:
+        yield world
 
 
 class Watch:

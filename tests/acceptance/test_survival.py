@@ -22,7 +22,6 @@ from tests.acceptance import histories, naive
 from tests.acceptance.stacks import COMMAND, STOP_S, Stack, kill, replaced, run
 from tests.acceptance.topics import JUDGED, read
 from tests.acceptance.world import World, as_us, now, until
-from trueboard.endpoints import Endpoints
 
 pytestmark = pytest.mark.kafka
 
@@ -34,19 +33,14 @@ CHECKS = ["ledger_sums", "deltas", "projection", "digest_chain", "progress", "ve
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:  # type: ignore[override]
     """A stack with Apache Kafka; shadows the session's."""
-    stack = Stack(tmp_path_factory.mktemp("survival") / "data", "jvm")
-    try:
-        stack.start().close()
+    with Stack(tmp_path_factory.mktemp("survival") / "data", "jvm").running() as stack:
         yield stack
-    finally:
-        stack.end()
 
 
 @pytest.fixture
 def world(stack: Stack) -> Iterator[World]:
-    world = World(Endpoints.read(stack.data), stack.data)
-    yield world
-    world.close()
+    with stack.world() as world:
+        yield world
 
 
 @pytest.fixture(scope="module")
@@ -319,23 +313,18 @@ points = 1
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack with the in-memory broker; `world_of` talks to it."""
+    """A stack with the in-memory broker; `tight` talks to it."""
     directory = tmp_path_factory.mktemp("small")
     catalogue = directory / "catalogue.toml"
     catalogue.write_text(CATALOGUE)
-    small = Stack(directory / "data", "memory", [f"--catalogue={catalogue}"])
-    try:
-        small.start(*small.options).close()
+    with Stack(directory / "data", "memory", [f"--catalogue={catalogue}"]).running() as small:
         yield small
-    finally:
-        small.end()
 
 
 @pytest.fixture
 def tight(small: Stack) -> Iterator[World]:
-    world = World(Endpoints.read(small.data), small.data)
-    yield world
-    world.close()
+    with small.world() as world:
+        yield world
 
 
 def submit(world: World, name: str, user: str, points: int = 5) -> Any:
