@@ -9,6 +9,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 SERVICES ?= embedded
 JOBS ?= 2
+STACKS ?= 3
 MINUTES ?= 10
 SEED ?=
 
@@ -35,8 +36,9 @@ bench: $(VENV)/.dev ## the published numbers again; options as ARGS="…"
 		case "$$file" in */_*) continue;; esac; \
 		echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
-faults: $(VENV)/.dev ## every row of the fault matrix, each fault often; renews docs/reliability.md
-	THOROUGH=1 FAULTS_RESULTS=tests/faults/results.json $(BIN)/pytest tests/faults -m "long or not long" $(PYTEST_ARGS); \
+faults: $(VENV)/.dev ## every row of the fault matrix, on STACKS=3 at a time; renews docs/reliability.md
+	THOROUGH=1 FAULTS_RESULTS=tests/faults/results.json $(BIN)/pytest tests/faults/test_rows.py \
+		-m "long or not long" -n $(STACKS) --dist load --maxschedchunk 1 $(PYTEST_ARGS); \
 		result=$$?; $(BIN)/python -m tests.faults.table; exit $$result
 
 soak: $(VENV)/.dev ## faults at random: MINUTES=10 SEED=7

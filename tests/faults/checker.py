@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from core.topics import SUBMITTED
@@ -142,17 +143,28 @@ def counts(run: Path) -> dict[str, int]:
     for event in read(run / "events.jsonl", Event):
         text = str(event.detail.get("text", ""))
         told["faults"] += event.what == "struck"
-        told["kills"] += event.what == "struck" and ("SIGKILL" in text or " ends at " in text)
+        told["kills"] += event.what == "struck" and is_kill(text)
         if event.what == "end":
             observed = event.detail.get("observed", {})
             for name in ("redelivered", "repeated", "rebalances"):
                 told[name] += int(observed.get(name, 0))
-    readable = True
-    for copy in read(run / "copies.jsonl", Copy):
-        now = copy.state == "there" and copy.sizes == [copy.count, copy.count]
-        told["builds"] += now and not readable
-        readable = now or (readable and copy.state == "away")
+    told["builds"] = builds(read(run / "copies.jsonl", Copy))
     return dict(told)
+
+
+def is_kill(what: str) -> bool:
+    """Whether a fault, by what it says, ended a process at once."""
+    return "SIGKILL" in what or " ends at " in what
+
+
+def builds(copies: Iterable[Copy]) -> int:
+    """How often a copy was seen whole that had been none before; Redis away for a while is neither."""
+    count, readable = 0, True
+    for copy in copies:
+        now = copy.state == "there" and copy.sizes == [copy.count, copy.count]
+        count += now and not readable
+        readable = now or (readable and copy.state == "away")
+    return count
 
 
 def main(arguments: list[str] | None = None) -> int:

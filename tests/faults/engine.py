@@ -7,6 +7,7 @@ to have taken hold, and a row without confirmed actions, or without what it `wan
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
@@ -21,8 +22,8 @@ from typing import Any, Literal
 from core.topics import DEAD, SUBMITTED
 from storage.redis.keys import board
 from tests.faults import dumping
-from tests.faults.checker import check
-from tests.faults.histories import MAIN
+from tests.faults.checker import builds, check, is_kill
+from tests.faults.histories import MAIN, Copy, read
 from tests.faults.processes import until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
 from tests.faults.rig import PARTITIONS, Rig
@@ -64,6 +65,8 @@ class Result:
     at_risk: str
     verdict: Literal["held", "broken", "not run"]
     struck: int = 0
+    kills: int = 0
+    """How many of the faults ended a process at once."""
     done: list[str] = field(default_factory=list)
     observed: dict[str, Any] = field(default_factory=dict)
     recovery_s: float | None = None
@@ -287,12 +290,16 @@ class Scene:
         now_s = self.rig.now_s()
         self.first_strike_s = self.first_strike_s or now_s
         self.healed_s = None
-        self.result.struck += 1
+        self._count(what)
         if what not in self.result.done:
             self.result.done.append(what)
         self.rig.event("struck", target, text=what)
         self._judged_at_strike = _quietly(self.world.judged, self._judged_at_strike)
         return done
+
+    def _count(self, what: str) -> None:
+        self.result.struck += 1
+        self.result.kills += is_kill(what)
 
     def effect(self, what: str, seen: Callable[[], object], within_s: float = 60.0) -> None:
         """See that the fault took hold."""
@@ -359,7 +366,7 @@ class Scene:
 
     def note_strike(self, what: str, target: str) -> None:
         """A fault that struck by itself."""
-        self.result.struck += 1
+        self._count(what)
         self.result.done.append(what)
         self.rig.event("struck", target, text=what)
 
@@ -491,13 +498,16 @@ class _Before:
         self.duplicates = world.topics.duplicates
         self.begun_s = world.rig.now_s()
         counts.slowest_refusal_s, counts.without_retry_after = 0.0, 0
+        self._copies = _size(world.rig.run / "copies.jsonl")
         self._logs = {name: _size(world.rig[name].log) for name in ("stream", "stream2")}
 
     def count(self, world: World, result: Result, scene: Scene) -> None:
         counts = world.writers.counts
         statuses = counts.statuses - self.statuses
         result.observed |= {
+            "attempts": statuses.total(),
             "confirmed": counts.confirmed - self.confirmed,
+            "202": statuses[202],
             "503": statuses[503],
             "unanswered": statuses[0],
             "again": counts.again - self.again,
@@ -507,6 +517,8 @@ class _Before:
             "rebalances": sum(
                 _times(world.rig[name].log, begin, _ASSIGNED) for name, begin in self._logs.items()
             ),
+            "builds": builds(read(world.rig.run / "copies.jsonl", Copy, begin=self._copies)),
+            "kills": result.kills,
         }
         if statuses[503]:
             result.observed["slowest_503_s"] = round(counts.slowest_refusal_s, 1)
@@ -590,9 +602,15 @@ def _speeds(world: World, result: Result, begun_s: float, scene: Scene) -> None:
 
 
 def write_results(path: Path, results: list[Result]) -> None:
-    """Put results beside those of other rows that are there; a row's own is replaced."""
-    known: dict[str, Any] = {}
-    if path.exists():
-        known = {one["id"]: one for one in json.loads(path.read_text())}
-    known |= {one.id: asdict(one) for one in results}
-    path.write_text(json.dumps([known[id] for id in known], indent=1, ensure_ascii=False) + "\n")
+    """Put results beside those of other rows that are there; a row's own is replaced.
+
+    Rows run beside each other may call this at the same time.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = {one["id"]: one for one in json.loads(file.read() or "[]")}
+        known |= {one.id: asdict(one) for one in results}
+        ordered = [known[id] for id in (*ROWS, *(known.keys() - ROWS.keys())) if id in known]
+        file.truncate(0)
+        file.write(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")

@@ -274,12 +274,13 @@ FILES: dict[str, type[msgspec.Struct]] = {
 # Reading ------------------------------------------------------------------------------------
 
 
-def read(path: Path, kind: type[Line]) -> Iterator[Line]:
-    """The lines of a file; none if it is not there. A last line cut off in the middle is left out."""
+def read(path: Path, kind: type[Line], *, begin: int = 0) -> Iterator[Line]:
+    """The lines of a file from this byte on; none if it is not there. A last one cut off is left out."""
     if not path.exists():
         return
     decode = msgspec.json.Decoder(kind).decode
     with path.open("rb") as file:
+        file.seek(begin)
         for line in file:
             if line.endswith(b"\n"):
                 yield decode(line)

@@ -30,9 +30,9 @@ from storage.kafka import topics
 from storage.postgres import definitions, migrate
 from tests.acceptance.world import EVERYTHING, TRUSTED, written
 from tests.faults.histories import Event, Run, Transcript, write_one
+from tests.faults.ports import Block
 from tests.faults.processes import Broker, Listener, Process, clock, environment
 from tests.faults.proxy import Links, Loop
-from trueboard.devstack.ports import free_port
 from trueboard.devstack.postgres import SETTINGS, Postgres
 from trueboard.devstack.service import Service
 from trueboard.devstack.valkey import Valkey
@@ -92,7 +92,7 @@ class Rig:
         """Of each service, by how much its clock is wrong from its next start on, as `+10m`."""
         self._extra: dict[str, dict[str, str]] = {}
         self._prefix: dict[str, list[str]] = {}
-        self._taken: set[int] = set()
+        self._ports = Block()
         self._tokens: dict[tuple[str, tuple[str, ...]], str] = {}
         self._lock = threading.Lock()
         self._choose()
@@ -108,33 +108,28 @@ class Rig:
 
     # what there is
 
-    def _port(self) -> int:
-        port = free_port(taken=frozenset(self._taken))
-        self._taken.add(port)
-        return port
-
     def _choose(self) -> None:
-        pg_port, redis_port = self._port(), self._port()
+        pg_port, redis_port = self._ports.free(), self._ports.free()
         self.postgres_program = Postgres(
             self.data, pg_port, settings={**SETTINGS, "shared_buffers": "128MB", "max_wal_size": "512MB"}
         )
         self.valkey_program = Valkey(self.data, redis_port)
         self.postgres_at, self.redis_at = ("127.0.0.1", pg_port), ("127.0.0.1", redis_port)
-        self.http_port, self.feed_port = self._port(), self._port()
-        self.metrics_ports = {name: self._port() for name in SERVICES}
+        self.http_port, self.feed_port = self._ports.free(), self._ports.free()
+        self.metrics_ports = {name: self._ports.free() for name in SERVICES}
         for name in SERVICES:
-            self.links.add(f"{name}-postgres", self._port(), self.postgres_at)
-            self.links.add(f"{name}-redis", self._port(), self.redis_at)
+            self.links.add(f"{name}-postgres", self._ports.free(), self.postgres_at)
+            self.links.add(f"{name}-redis", self._ports.free(), self.redis_at)
         cluster_id = "T" + secrets.token_urlsafe(16)[1:]
-        controller_port = self._port()
+        controller_port = self._ports.free()
         self.processes: dict[str, Process] = {}
         self._direct: list[int] = []
         for node in range(1, self.brokers + 1):
-            direct = self._port()
+            direct = self._ports.free()
             self._direct.append(direct)
             listeners = [Listener(name="DIRECT", port=direct, advertised_port=direct)]
             for name in SERVICES:
-                port, link = self._port(), self._port()
+                port, link = self._ports.free(), self._ports.free()
                 self.links.add(f"{name}-kafka-{node}", link, ("127.0.0.1", port))
                 listeners.append(Listener(name=name.upper(), port=port, advertised_port=link))
             broker = Broker(
@@ -275,6 +270,7 @@ class Rig:
         self.links.close()
         self.loop.close()
         self.events.close()
+        self._ports.close()
 
     def write_endpoints(self) -> None:
         """For the commands that take --data."""
