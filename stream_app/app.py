@@ -18,6 +18,7 @@ from core import boards, topics
 from core.errors import Unavailable
 from service import erasure_key, logs
 from service.health import HealthServer
+from service.settings import SettingsError
 from storage.followers import At
 from storage.histories import Histories
 from storage.kafka.dead_letters import DeadLetters
@@ -25,7 +26,7 @@ from storage.kafka.log_ends import LogEnds
 from storage.kafka.publishing import Publisher
 from storage.kafka.topic_ids import topic_id
 from storage.kafka.topics import verify
-from storage.postgres import resumptions
+from storage.postgres import connections, resumptions
 from storage.postgres.attempts import Attempts
 from storage.postgres.ledger import Ledger, Position
 from storage.redis import boards as redis_boards
@@ -53,7 +54,11 @@ _log = logs.get("stream_app")
 
 
 async def run(settings: Settings) -> int:
-    """Run one worker until SIGTERM or a defect; the exit code."""
+    """Run one worker until SIGTERM or a defect; the exit code.
+
+    Raises:
+        SettingsError: Postgres would lose what the worker commits.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     defects: list[BaseException] = []
@@ -201,7 +206,7 @@ class _Worker:
 
     async def start(self, stop: asyncio.Event) -> None:
         self._health.start()
-        if not await self._topics_verified(stop):
+        if not (await self._commits_kept(stop) and await self._topics_verified(stop)):
             return
         self._loop = asyncio.get_running_loop()
         for thread in (self._guarding, *self._followers, self._listening):
@@ -218,6 +223,25 @@ class _Worker:
         judging.add_done_callback(self._stream_ended)
         self._running.push_async_callback(_cancelled, judging)
         _log.info("started", group=self._settings.consumer_group)
+
+    async def _commits_kept(self, stop: asyncio.Event) -> bool:
+        """Wait for Postgres, and see that it keeps what it commits.
+
+        Raises:
+            SettingsError: it does not. Later, connections are refused one by one until it does.
+        """
+        while not stop.is_set():
+            try:
+                await asyncio.to_thread(connections.sees_commits_kept, self._settings.postgres_url)
+            except connections.ForgetsCommits as error:
+                raise SettingsError(str(error)) from error
+            except Unavailable as error:
+                _log.warning("waits_for_postgres", detail=str(error)[:300])
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 1.0)
+            else:
+                return True
+        return False
 
     async def _topics_verified(self, stop: asyncio.Event) -> bool:
         """Wait for Kafka, and see that its topics lose nothing."""

@@ -1,9 +1,10 @@
 """Connections to Postgres, and what its errors mean for the caller.
 
 Every writer's transaction is ended by the server after `TRANSACTION_TIMEOUT_MS`, so that a
-paused owner frees what it holds. Nobody reads or writes over a connection before the ledger behind
-it was compared with what follows it (`storage.histories`): once per connection, since a ledger is
-restored only under a server that starts anew or into tables made anew.
+paused owner frees what it holds. Where a commit would not wait until it is written, no connection is
+made. Nobody reads or writes over a connection before the ledger behind it was compared with what
+follows it (`storage.histories`): once per connection, since a ledger is restored only under a
+server that starts anew or into tables made anew.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ PATIENCE_TRIES: Final = 30
 
 PATIENCE_PAUSE_S: Final = 0.2
 
+_COMMITS: Final = "SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)"
+"""What a commit waits for here; said by the session itself, it stays so when the server's settings change."""
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 T = TypeVar("T")
@@ -76,6 +80,28 @@ class NotCompared(Unavailable):
         )
 
 
+class ForgetsCommits(Unavailable):
+    """The server would confirm commits that it has not written: a crash would lose judged actions."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Postgres has synchronous_commit off for these connections, so a crash would lose what was"
+            " committed: set it to on (ALTER SYSTEM, ALTER DATABASE, ALTER ROLE)",
+            code="board_rebuilding",
+            retry_after_s=1,
+        )
+
+
+def sees_commits_kept(url: str) -> None:
+    """See that the server keeps what it commits.
+
+    Raises:
+        ForgetsCommits: it does not.
+        Unavailable: the server does not answer.
+    """
+    connect(url, name="settings", autocommit=True, before_compared=True).close()
+
+
 def connect(
     url: str,
     *,
@@ -89,6 +115,7 @@ def connect(
     `before_compared` is for those who compare, and for looking on.
 
     Raises:
+        ForgetsCommits: the server would lose commits in a crash.
         NotCompared: the ledger must be compared with what follows it first.
         Unavailable: the server does not answer or does not let us in.
     """
@@ -140,7 +167,7 @@ async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
 def _connect(url: str, *, name: str, autocommit: bool, timeout_ms: int | None) -> Connection:
     limit_ms = TRANSACTION_TIMEOUT_MS if timeout_ms is None else timeout_ms
     with unavailable():
-        return psycopg.connect(
+        connection = psycopg.connect(
             url,
             autocommit=autocommit,
             connect_timeout=CONNECT_TIMEOUT_S,
@@ -152,6 +179,17 @@ def _connect(url: str, *, name: str, autocommit: bool, timeout_ms: int | None) -
             tcp_user_timeout=15_000,
             options=f"-c transaction_timeout={limit_ms} -c timezone=UTC -c jit=off",
         )
+    try:
+        with unavailable():
+            row = connection.execute(_COMMITS).fetchone()
+            if not autocommit:
+                connection.commit()
+        if row is None or row[0] == "off":
+            raise ForgetsCommits
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @contextmanager
