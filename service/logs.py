@@ -3,7 +3,8 @@
 Every line has `time`, `level`, `service`, `logger` and `event`; within a trace also
 `trace_id`. JSON escapes line ends, so no input starts a line of its own. Tokens and tickets
 never get out: fields named like one and strings that look like one are masked. What uvicorn,
-Faust and every other user of the standard library's logging says takes the same way.
+Faust and every other user of the standard library's logging says takes the same way. Nobody waits for
+a log: lines that nobody takes are lost and counted (`log_lines`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
+
+from service import log_lines
 
 _LOOKS_LIKE_A_TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{4,2000}\.[A-Za-z0-9_-]*(\.[A-Za-z0-9_-]*)*")
 _LOOKS_LIKE_A_TICKET = re.compile(r"\bticket[.=][A-Za-z0-9_-]{20,}")
@@ -37,7 +41,19 @@ def configure(service: str, *, level: int = logging.INFO, stream: TextIO | None 
     or heartbeat speak from WARNING on. Whoever starts uvicorn passes `log_config=None`, and
     Faust's worker must not install handlers of its own, else they replace these.
     """
-    out = stream if stream is not None else sys.stderr
+
+    def told(lost: int) -> str:
+        line = {
+            "event": "log_lines_lost",
+            "lines": lost,
+            "level": "warning",
+            "logger": "service.log_lines",
+            "service": service,
+            "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        }
+        return _dumps(line) + "\n"
+
+    out = cast(TextIO, log_lines.over(stream if stream is not None else sys.stderr, told))
 
     def name_service(_: Any, __: str, event: Event) -> Event:
         event["service"] = service

@@ -11,6 +11,14 @@ from prometheus_client import Counter, Gauge, Histogram
 _FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
+# Every process
+
+LOG_LINES_LOST = Counter(
+    "trueboard_log_lines_lost",
+    "Log lines that could not be written at once: the disk is full, or nobody reads. "
+    "A rise means that the logs do not tell everything.",
+)
+
 # The door
 
 SUBMISSIONS = Counter(
