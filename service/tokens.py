@@ -37,6 +37,7 @@ _REFRESH_AT_MOST_EVERY_S = 30.0
 _RETRY_WITHOUT_KEYS_S = 1.0
 _FETCH_TIMEOUT_S = 3.0
 _MAX_JWKS_BYTES = 256 * 1024
+_STALE_WAIT_S = 0.25
 _CACHED_AT_MOST_S = 300.0
 _CACHED_TOKENS = 50_000
 _REFUSED_FOR_S = 10.0
@@ -282,8 +283,12 @@ class _Keys:
             self._tried_at_s = now_s
             self._refreshing = asyncio.create_task(self._refresh())
         if wanted and self._refreshing is not None:
-            # Shielded: the caller may go away, the others still wait for this one read.
-            await asyncio.shield(self._refreshing)
+            # A key that is known is worth no long wait: an issuer that is slow stops nobody.
+            known = fetched_at_s is not None and (kid is None or kid in self._by_id)
+            # Not cancelled: the caller may go away, the others still wait for this one read.
+            read, _ = await asyncio.wait({self._refreshing}, timeout=_STALE_WAIT_S if known else None)
+            for task in read:
+                task.result()
         if self._fetched_at_s is None:
             raise Unavailable("The keys that tokens are checked with cannot be read now.", retry_after_s=2)
         return None if kid is None else self._by_id.get(kid)
