@@ -497,15 +497,15 @@ class Issuer:
 
     def __init__(self) -> None:
         self.body, self.status, self.reads = b"", 200, 0
-        outer = self
         self.answers = threading.Event()
         self.answers.set()
+        outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.reads += 1
-                self.send_response(outer.status)
                 outer.answers.wait(30)
+                self.send_response(outer.status)
                 self.send_header("Content-Length", str(len(outer.body)))
                 self.end_headers()
                 self.wfile.write(outer.body)
@@ -527,13 +527,13 @@ def issuer(directory):
     server.server.server_close()
 
 
-async def refused(verifier: TokenVerifier, token: str) -> str:
 async def settled(verifier: TokenVerifier) -> None:
     """Wait for a read of the keys that nobody waits for."""
     while verifier._keys._refreshing is not None:
         await asyncio.sleep(0.01)
 
 
+async def refused(verifier: TokenVerifier, token: str) -> str:
     with pytest.raises(InvalidToken) as refusal:
         await verifier.verify(token)
     return refusal.value.cause_word
@@ -574,12 +574,11 @@ async def test_keys_are_read_again_after_ten_minutes(issuer, private, clock):
         await verifier.verify(
             signed(private, payload=good_claims(jti=str(clock.ahead_s), exp=now_plus(2000)))
         )
-
     await settled(verifier)
+
     assert issuer.reads == 2
 
 
-@pytest.mark.parametrize(
 async def test_an_issuer_that_does_not_answer_stops_nobody_whose_key_is_known(issuer, private, clock):
     verifier = verifier_for(issuer.url, clock)
     await verifier.verify(signed(private))
@@ -593,6 +592,7 @@ async def test_an_issuer_that_does_not_answer_stops_nobody_whose_key_is_known(is
     issuer.answers.set()
 
 
+@pytest.mark.parametrize(
     ("status", "body"),
     [
         pytest.param(500, b"", id="an error"),
@@ -614,9 +614,9 @@ async def test_a_failed_read_keeps_the_keys_there_were(issuer, private, clock, s
     clock.ahead_s = 700
     claims = await verifier.verify(signed(private, payload=good_claims(jti="j2", exp=now_plus(2000))))
 
-    assert claims.jti == "j2"
     await settled(verifier)
 
+    assert claims.jti == "j2"
     assert issuer.reads == 2
 
 
