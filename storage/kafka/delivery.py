@@ -385,7 +385,7 @@ class _Line:
             try:
                 self._producer.flush(left_s)
                 return
-            except KafkaException:
+            except (KafkaException, SystemError):
                 # The producer's fatal error, which is known; reports may still be on their way.
                 self._ending.wait(_SWEEP_EVERY_S)
 
@@ -400,10 +400,12 @@ class _Line:
         while not self._ending.is_set():
             try:
                 self._producer.poll(_POLL_S)
-            except KafkaException as failure:
-                # A fatal error also comes out here; what is queued still has its reports to come.
-                if failure.args and isinstance(failure.args[0], KafkaError):
-                    self._on_error(failure.args[0])
+            except (KafkaException, SystemError) as failure:
+                # A fatal error comes out here; what is queued still has its reports to come.
+                if (fatal := fatal_error(failure)) is not None:
+                    self._on_error(fatal)
+                elif isinstance(failure, SystemError):
+                    raise
                 self._ending.wait(_SWEEP_EVERY_S)
 
     def pass_to_loop(self, report: _Report) -> None:
@@ -427,6 +429,19 @@ class _Line:
     def _on_statistics(self, statistics: str) -> None:
         if not self.warm.is_set() and json.loads(statistics).get("eos", {}).get("idemp_state") == "Assigned":
             self.warm.set()
+
+
+def fatal_error(raised: BaseException) -> KafkaError | None:
+    """The error after which a producer confirms nothing any more, if that is what was raised.
+
+    librdkafka's binding sets it as the exception of the poll that is under way; of the delivery report
+    that is called next in the same poll Python then makes a SystemError, with the error as its cause.
+    """
+    cause = raised.__cause__ if isinstance(raised, SystemError) else raised
+    if isinstance(cause, KafkaException) and cause.args and isinstance(cause.args[0], KafkaError):
+        error: KafkaError = cause.args[0]
+        return error if error.fatal() or error.code() == KafkaError._FATAL else None
+    return None
 
 
 class _LibraryLog:

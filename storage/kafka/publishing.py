@@ -2,7 +2,11 @@
 
 One publisher at a time, by an advisory lock of the session that also saves the cursor, so one that
 lost its connection can save nothing any more. What was sent after the saved cursor is sent again
-and says the same. A topic that was made anew is sent again from the start.
+and says the same.
+
+A topic that was made anew is sent again from the start, and nothing else may come before. Kafka's
+producers write to a topic by its name, whichever log that is by now, so the ids are asked for before
+anything is sent, while it is not confirmed, and before the cursor is saved.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from core.errors import Unavailable
 from core.leading import CAPACITY, Leading
 from core.ranking import Entry
 from core.times import format_us
-from service import failpoints
+from service import failpoints, logs, metrics
 from storage.followers import At
-from storage.kafka.topic_ids import topic_id
+from storage.kafka.delivery import fatal_error
+from storage.kafka.topic_ids import TopicIds
 from storage.postgres import arrays, connections, contents, deltas
 from storage.postgres.connections import PUBLISHER_LOCK, Connection
 from storage.postgres.contents import Content, PersonRow
@@ -31,10 +36,17 @@ from storage.postgres.contents import Content, PersonRow
 SAVE_EVERY_S: Final = 1.0
 FLUSH_S: Final = 10.0
 LOOK_EVERY_S: Final = 10.0
-"""How often it is asked whether the topics are still those that were published to."""
+"""How often it is asked whether the topics are still those that were published to, while there is nothing
+to send."""
+
+UNCONFIRMED_S: Final = 0.1
+"""After how long without a confirmation it is asked whether the topics are still there: a producer would
+go on trying, and write the middle of the history to topics made anew."""
 
 _CURSOR: Final = "topics"
 _FOLLOWED: Final = (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED)
+
+_log = logs.get("storage.kafka.publishing")
 
 
 class Publisher:
@@ -54,8 +66,9 @@ class Publisher:
     ) -> None:
         """`in_hand(revision)` may give a revision's content without reading it back; `held(at)`
         that of one which was read, with what the ledger does not keep: its requests' traces."""
-        self._url, self._bootstrap, self._kind = postgres_url, bootstrap, kind
+        self._url, self._bootstrap = postgres_url, bootstrap
         self._extra = dict(kafka or {})
+        self._ids = TopicIds(bootstrap, [topic.name for topic in _FOLLOWED], kind=kind, extra=self._extra)
         self._in_hand, self._held = in_hand, held
         self._connection: Connection | None = None
         self._producer: Producer | None = None
@@ -83,47 +96,36 @@ class Publisher:
         self._connection, self._at, self._saved = None, None, None
         self._leading = {}
         if self._producer is not None:
-            # What is still in its queue may be late, never wrong: it is sent again from the cursor.
+            # All of it at once: were some given up and what follows them sent, a log would have a hole
+            # until they are sent again.
             self._producer.purge()
-            self._producer.flush(0)
+            with suppress(KafkaException, SystemError):
+                self._producer.flush(0)
             self._producer = None
 
     def position(self) -> At | None:
         return self._at
 
-    def step(self) -> bool:
+    def step(self, *, look: bool = True) -> bool:
         """Send the next revisions; False if there are none, or another process is the publisher.
 
         Raises:
             Unavailable: begin again from the cursor, after a while.
         """
         try:
-            if self._at is None:
-                if not self._take_over():
-                    return False
-            elif time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
+            if self._at is None and not self._take_over():
+                return False
+            found = self._following(look)
+            if found or time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
                 self._must_be_the_same_topics()
-            assert self._at is not None
-            sent = 0
-            while sent < contents.MOST_ROWS:
-                content = self._in_hand(self._at.revision + 1)
-                if content is None or not content.at.epoch == self._at.epoch == self._epoch:
-                    # What a lost history had under this number, or where an epoch begins.
-                    break
+            for content in found:
                 self._send(content)
-                sent += len(content.rows) + 1
-            if not sent:
-                with self._cursor() as cursor:
-                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                    found = contents.read(cursor, self._at.revision)
-                for content in found:
-                    self._send(self._held(content.at) or content)
-                sent = len(found)
+                self._must_not_have_failed()
             self._await_acknowledgements()
             failpoints.reach("topics.sent")
             if time.monotonic() - self._saved_at_s >= SAVE_EVERY_S:
                 self._save()
-            return bool(sent)
+            return bool(found)
         except BaseException:
             self._let_go()
             raise
@@ -164,10 +166,7 @@ class Publisher:
 
     def _asked_ids(self) -> dict[str, str]:
         self._looked_at_s = time.monotonic()
-        return {
-            topic.name: topic_id(self._bootstrap, topic.name, kind=self._kind, extra=self._extra)
-            for topic in _FOLLOWED
-        }
+        return self._ids.ask()
 
     def _must_be_the_same_topics(self) -> None:
         """Made anew while this one lives they lack all that was sent, and no send fails of it.
@@ -177,9 +176,29 @@ class Publisher:
         if self._asked_ids() != self._topic_ids:
             raise Unavailable("Topics were made anew: everything is sent again from the start.")
 
+    def _following(self, look: bool) -> list[Content]:
+        """The next revisions, some `contents.MOST_ROWS` rows of them; none where there are none."""
+        assert self._at is not None
+        found: list[Content] = []
+        at, rows = self._at, 0
+        while rows < contents.MOST_ROWS:
+            content = self._in_hand(at.revision + 1)
+            if content is None or not content.at.epoch == at.epoch == self._epoch:
+                # What a lost history had under this number, or where an epoch begins.
+                break
+            found.append(content)
+            at = content.at
+            rows += len(content.rows) + 1
+        if found or not look:
+            return found
+        with self._cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            return [self._held(one.at) or one for one in contents.read(cursor, at.revision)]
+
     def _save(self) -> None:
         if self._at is None or self._at == self._saved or not self._at.revision:
             return
+        self._must_be_the_same_topics()
         with self._cursor() as cursor:
             cursor.execute(
                 "INSERT INTO cursors (follower, epoch, revision, topic_ids, saved_at)"
@@ -208,7 +227,8 @@ class Publisher:
                 "message.max.bytes": topics.MAX_RECORD_BYTES,
                 "queue.buffering.max.messages": 200_000,
                 "queue.buffering.max.kbytes": 256 * 1024,
-                "message.timeout.ms": int(FLUSH_S * 1000),
+                # Never record by record: all that is not confirmed is given up at once, by `_let_go`.
+                "message.timeout.ms": 0,
                 # Only failures call back: what counts is that flush leaves nothing and none failed.
                 "delivery.report.only.error": True,
                 "on_delivery": self._on_failure,
@@ -220,6 +240,14 @@ class Publisher:
     def _on_failure(self, error: Any, _message: Any) -> None:
         if error is not None:
             self._failed.append(str(error))
+
+    def _must_not_have_failed(self) -> None:
+        """Send nothing behind a record that was refused: it would come before it."""
+        assert self._producer is not None
+        with self._hearing():
+            self._producer.poll(0)
+        if self._failed:
+            raise Unavailable(f"Kafka refuses what follows the ledger: {self._failed[0]}")
 
     def _send(self, content: Content) -> None:
         assert self._producer is not None
@@ -363,11 +391,29 @@ class Publisher:
 
     def _await_acknowledgements(self) -> None:
         assert self._producer is not None
-        left = self._producer.flush(FLUSH_S)
-        if left or self._failed:
-            raise Unavailable(
-                f"Kafka has not confirmed what follows the ledger: {left} left, {self._failed[:1]}"
-            )
+        until_s = time.monotonic() + FLUSH_S
+        while True:
+            with self._hearing():
+                left = self._producer.flush(UNCONFIRMED_S)
+            self._must_not_have_failed()
+            if not left:
+                return
+            if time.monotonic() >= until_s:
+                raise Unavailable(f"Kafka has not confirmed what follows the ledger: {left} left")
+            self._must_be_the_same_topics()
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """While the producer says what became of what was sent; where it failed for good, it raises."""
+        try:
+            yield
+        except (KafkaException, SystemError) as error:
+            if (fatal := fatal_error(error)) is not None:
+                metrics.PRODUCERS_REPLACED.inc()
+                _log.error("producer_replaced", detail=fatal.str()[:300])
+            elif isinstance(error, SystemError):
+                raise
+            raise Unavailable(f"Kafka: {error}") from error
 
     @contextmanager
     def _cursor(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:

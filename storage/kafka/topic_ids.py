@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +26,39 @@ _CORRELATION = 1
 _LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 
 
+class TopicIds:
+    """Asks for the ids of the same topics again and again. Blocks; one thread.
+
+    `kind` is `jvm`, `external` or `memory`; `extra` are librdkafka settings (security).
+    """
+
+    def __init__(
+        self, bootstrap: str, names: Sequence[str], *, kind: str, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        self._bootstrap, self._names = bootstrap, list(names)
+        # Kept, as a new one takes longer to connect than to ask.
+        self._admin = (
+            None
+            if kind == MEMORY
+            else AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **(extra or {})})
+        )
+
+    def ask(self, timeout_s: float = 5.0) -> dict[str, str]:
+        """By name, each topic's id as UUID text, as `0b3f3a4e-…`.
+
+        Raises:
+            Unavailable: no broker told them within `timeout_s`, or a topic does not exist.
+        """
+        if self._admin is None:
+            found = {name: _by_metadata(self._bootstrap, name, timeout_s) for name in self._names}
+        else:
+            found = _by_description(self._admin, self._names, timeout_s)
+        for name, id in found.items():
+            if id.int == 0:
+                raise Unavailable(f"Kafka has no id for topic {name}.")
+        return {name: str(id) for name, id in found.items()}
+
+
 def topic_id(
     bootstrap: str,
     topic: str,
@@ -34,31 +67,25 @@ def topic_id(
     timeout_s: float = 5.0,
     extra: Mapping[str, Any] | None = None,
 ) -> str:
-    """The id as UUID text, as `0b3f3a4e-…`.
-
-    `kind` is `jvm`, `external` or `memory`; `extra` are librdkafka settings (security).
+    """One topic's id, asked for once.
 
     Raises:
         Unavailable: no broker told it within `timeout_s`, or the topic does not exist.
     """
-    if kind == MEMORY:
-        found = _by_metadata(bootstrap, topic, timeout_s)
-    else:
-        found = _by_description(bootstrap, topic, timeout_s, extra or {})
-    if found.int == 0:
-        raise Unavailable(f"Kafka has no id for topic {topic}.")
-    return str(found)
+    return TopicIds(bootstrap, [topic], kind=kind, extra=extra).ask(timeout_s)[topic]
 
 
-def _by_description(bootstrap: str, topic: str, timeout_s: float, extra: Mapping[str, Any]) -> UUID:
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **extra})
-    described = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout_s)
-    try:
-        told = described[topic].result(timeout=timeout_s + 1).topic_id
-    except (KafkaException, TimeoutError) as error:
-        raise Unavailable(f"Kafka does not tell the id of topic {topic}.") from error
-    high, low = told.get_most_significant_bits(), told.get_least_significant_bits()
-    return UUID(bytes=struct.pack(">QQ", high & (2**64 - 1), low & (2**64 - 1)))
+def _by_description(admin: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, UUID]:
+    described = admin.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
+    found = {}
+    for name in names:
+        try:
+            told = described[name].result(timeout=timeout_s + 1).topic_id
+        except (KafkaException, TimeoutError) as error:
+            raise Unavailable(f"Kafka does not tell the id of topic {name}.") from error
+        high, low = told.get_most_significant_bits(), told.get_least_significant_bits()
+        found[name] = UUID(bytes=struct.pack(">QQ", high & (2**64 - 1), low & (2**64 - 1)))
+    return found
 
 
 def _by_metadata(bootstrap: str, topic: str, timeout_s: float) -> UUID:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from core import topics
 from core.errors import Unavailable
 from core.times import US
+from service import metrics
 from storage.followers import At
 from storage.kafka import publishing
 from storage.kafka.publishing import Publisher
@@ -34,6 +37,9 @@ from tests.storage.reading_topics import Reader, Record
 from tests.stream_app.world import NOW_US, submitted
 
 pytestmark = pytest.mark.services
+
+PRODUCE = 0
+"""Kafka's number of the request."""
 
 FOLLOWED = (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED)
 
@@ -402,6 +408,21 @@ def test_while_the_broker_is_away_nothing_is_skipped(subject, ledger, memory_kaf
     end(ledger, subject, publisher)
 
 
+def test_a_producer_that_failed_for_good_is_made_anew(subject, ledger, memory_kafka):
+    """The broker no longer knows what this producer wrote last, as after it lost unconfirmed records."""
+    publisher = subject.follower(ledger.hand)
+    ledger.grow(1, 5)
+    settle(publisher)
+    replaced = metrics.PRODUCERS_REPLACED._value.get()
+    memory_kafka.fail_next(PRODUCE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+    ledger.grow(2, 5)
+    with pytest.raises(Unavailable):
+        publisher.step()
+
+    end(ledger, subject, publisher)
+    assert metrics.PRODUCERS_REPLACED._value.get() == replaced + 1
+
+
 def test_a_session_that_was_lost_saves_no_cursor(subject, ledger, stream):
     """Whoever lost the lock with its connection must not write over the new publisher's cursor."""
     old, new = subject.follower(), subject.follower()
@@ -438,16 +459,21 @@ def test_every_record_is_a_cloud_event_whose_id_is_its_own(subject, ledger):
 
 def fresh_topics(bootstrap: str, *, partitions: int, only: tuple[topics.Topic, ...] = topics.ALL) -> None:
     """Make the topics anew, whatever was there."""
+    delete_topics(bootstrap, only)
+    declare(bootstrap, kind="jvm", partitions=partitions, replication=1)
+
+
+def delete_topics(bootstrap: str, only: tuple[topics.Topic, ...]) -> None:
+    """Delete those that are there, and see that they are gone."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
     there = set(admin.list_topics(timeout=10).topics) & {topic.name for topic in only}
     if there:
         for deleted in admin.delete_topics(sorted(there)).values():
             deleted.result(timeout=20)
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while set(admin.list_topics(timeout=10).topics) & there:
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
-    declare(bootstrap, kind="jvm", partitions=partitions, replication=1)
 
 
 @pytest.mark.kafka
@@ -474,24 +500,65 @@ def test_topics_made_anew_are_sent_again_from_the_start(stream, kafka):
 
 
 @pytest.mark.kafka
-def test_a_publisher_at_work_notices_topics_made_anew(stream, kafka, monkeypatch):
-    monkeypatch.setattr(publishing, "LOOK_EVERY_S", 0.0)
+def test_topics_made_anew_between_two_sends_begin_at_the_start(stream, kafka, monkeypatch):
+    monkeypatch.setattr(publishing, "LOOK_EVERY_S", 3600.0)
     fresh_topics(kafka.bootstrap, partitions=2)
-    ledger, subject = Ledger(stream), TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
-    publisher = subject.follower(ledger.hand)
-    ledger.grow(1, 6)
-    settle(publisher)
+    ledger, before = Ledger(stream), TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
+    publisher = before.follower(ledger.hand)
+    for seed in range(3):
+        ledger.grow(seed, 6)
+        settle(publisher)
     fresh_topics(kafka.bootstrap, partitions=2, only=FOLLOWED)
-    ledger.grow(2, 6)
+    ledger.grow(9, 6)
     settle(publisher)
 
-    reading = TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
+    begins_at_the_start(ledger, kafka, publisher)
+    before.close()
+
+
+@pytest.mark.kafka
+def test_topics_made_anew_while_records_are_under_way_begin_at_the_start(stream, kafka, monkeypatch):
+    """A producer tries a topic that is gone again and again, until it is there: as another log."""
+    monkeypatch.setattr(publishing, "LOOK_EVERY_S", 3600.0)
+    fresh_topics(kafka.bootstrap, partitions=2)
+    ledger, before = Ledger(stream), TopicsSubject(stream.url, kafka.bootstrap, kafka.kind)
+    publisher = before.follower(ledger.hand)
+    over = threading.Event()
+
+    def at_work() -> None:
+        for seed in range(1000):
+            if over.is_set():
+                return
+            ledger.grow(seed, 6)
+            with suppress(Unavailable):
+                publisher.step()
+
+    working = threading.Thread(target=at_work)
+    working.start()
+    try:
+        for _ in range(3):
+            delete_topics(kafka.bootstrap, FOLLOWED)
+            # Longer than a producer needs to find the topics gone; while they are, nobody may write.
+            time.sleep(1.0)
+            declare(kafka.bootstrap, kind="jvm", partitions=2, replication=1)
+            time.sleep(1.0)
+    finally:
+        over.set()
+        working.join()
+
+    begins_at_the_start(ledger, kafka, publisher)
+    before.close()
+
+
+def begins_at_the_start(ledger: Ledger, kafka: Any, publisher: Publisher) -> None:
+    """The topics that are there now have every row, in the order of revisions from the first on."""
+    reading = TopicsSubject(ledger.stream.url, kafka.bootstrap, kafka.kind)
     try:
         end(ledger, reading, publisher)
+        records = reading.reader.records
+        judged = {record.event_id for record in records[topics.JUDGED.name]}
 
-        judged = reading.reader.records[topics.JUDGED.name]
-        assert len(judged) == stream.rows("SELECT count(*) FROM ledger")[0][0]
-        assert reading.reader.records[topics.BOARD_CHANGED.name][0].value["revision"] == 1
+        assert len(judged) == ledger.stream.rows("SELECT count(*) FROM ledger")[0][0]
+        assert records[topics.BOARD_CHANGED.name][0].value["revision"] == 1
     finally:
-        subject.close()
         reading.close()
