@@ -47,11 +47,13 @@ from ingest.submitting import Submitting
 from ingest.taking import Catalogues, Taking, now_us, random_id
 from service import logs, tracing
 from service.health import HealthServer
+from service.revocations import Revocations
 from service.tokens import TokenVerifier
 from storage.kafka.delivery import Delivery as KafkaDelivery
 from storage.kafka.log_ends import LogEnds
 from storage.postgres import definitions as stored_definitions
 from storage.postgres import reading
+from storage.postgres import revocations as stored_revocations
 from storage.postgres.receipts import Receipts as LedgerReceipts
 from storage.redis import limits as redis_limits
 from storage.redis import tickets as redis_tickets
@@ -207,11 +209,18 @@ def _routing_error(request: Any, error: HTTPException) -> Response[bytes]:
 class Readiness:
     """What the health port says; set by the loop, read by its threads."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, delivery: Delivery, definitions: Definitions) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        delivery: Delivery,
+        definitions: Definitions,
+        revocations: Revocations,
+    ) -> None:
         self.keys_known = False
         self.serving = False
         self.stopping = False
         self._loop, self._delivery, self._definitions = loop, delivery, definitions
+        self._revocations = revocations
         self._beat_s = loop.time()
 
     def beat(self) -> None:
@@ -227,9 +236,10 @@ class Readiness:
             "kafka": self._delivery.ready,
             "keys": self.keys_known,
             "catalogue": self._definitions.known,
+            "revocations": self._revocations.known,
             "serving": self.serving and not self.stopping,
         }
-        return all(shown.values()), shown
+        return all(shown.values()), shown | {"revocations_age_s": round(self._revocations.age_s, 1)}
 
 
 async def serve(settings: Settings) -> None:
@@ -251,12 +261,16 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(replies.stop)
         delivery = KafkaDelivery(settings.kafka, client_id=f"trueboard-ingest-{instance}")
         stack.push_async_callback(delivery.stop, _FLUSH_WITHIN_S)
+        revocations = Revocations(
+            lambda first: stored_revocations.read(pool, first), interval_s=settings.revocations_interval_s
+        )
         verifier = TokenVerifier(
             settings.jwks,
             issuer=settings.issuer,
             audience=settings.audience,
             algorithms=settings.token_algorithms,
             max_life_s=settings.token_max_life_s,
+            revocations=revocations,
         )
         definitions = Definitions(
             lambda: reading.fence(pool),
@@ -266,7 +280,7 @@ async def serve(settings: Settings) -> None:
         backlog = Backlog(
             delivery.acknowledged, late_after_s=settings.late_after_s, shed_after_s=settings.shed_after_s
         )
-        readiness = Readiness(loop, delivery, definitions)
+        readiness = Readiness(loop, delivery, definitions, revocations)
         health = HealthServer(settings.metrics_port, live=readiness.live, ready=readiness.ready)
         health.start()
         stack.callback(health.stop)
@@ -292,6 +306,7 @@ async def serve(settings: Settings) -> None:
         )
         for task in (
             definitions.watch(),
+            revocations.run(),
             _warm(delivery, verifier, standings, readiness),
             _watch_backlog(backlog, readiness),
             _watch_progress(backlog, pool),

@@ -21,7 +21,7 @@ Position = tuple[str, int]
 
 
 class Claims(Protocol):
-    """What a good token says; `exp_s` is seconds since 1970."""
+    """What a good token says; `exp_s` and `iat_s` are seconds since 1970."""
 
     @property
     def sub(self) -> str: ...
@@ -33,6 +33,8 @@ class Claims(Protocol):
     def exp_s(self) -> int: ...
     @property
     def jti(self) -> str: ...
+    @property
+    def iat_s(self) -> int: ...
 
 
 class Verifier(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service import keys
+from service.revocations import check_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,9 @@ class Settings:
     audience: str = "trueboard"
     token_algorithms: tuple[str, ...] = ("ES256", "EdDSA")
     token_max_life_s: int = keys.LONGEST_LIFE_S
+
+    revocations_interval_s: float = 5.0
+    """How often revoked tokens are read; at most 60."""
 
     production: bool = False
     """Leaves out the page `/docs`."""
@@ -74,6 +78,9 @@ class Settings:
 
     shed_after_s: float = 60.0
     """Age of the oldest unjudged action from which new ones are turned away."""
+
+    def __post_init__(self) -> None:
+        check_interval(self.revocations_interval_s)
 
     @property
     def serves_page(self) -> bool:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from core import scopes
 from core.errors import Refused, Unavailable
+from service.revocations import Revocations
 from service.tokens import Claims, InvalidToken
 from storage.redis.limits import Limits, Rule, address_key
 
@@ -61,11 +62,13 @@ class Knock:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who somebody is by a token or a ticket, until `expires_at_s` (seconds since 1970)."""
+    """Who somebody is by a token, or by a ticket that stands for one; seconds are since 1970."""
 
     user_id: str
     scopes: frozenset[str]
     expires_at_s: float
+    jti: str
+    issued_at_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Admission:
         *,
         verify: Verify,
         take_ticket: TakeTicket,
+        revocations: Revocations,
         limits: Limits,
         origins: Iterable[str] = (),
         per_address: AddressLimits = AddressLimits(),
@@ -125,6 +129,7 @@ class Admission:
         most_per_user: int = 50,
     ) -> None:
         self._verify, self._take_ticket, self._limits = verify, take_ticket, limits
+        self._revocations = revocations
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._per_address = per_address
         self._per_loopback_address = per_loopback_address or per_address
@@ -190,6 +195,10 @@ class Admission:
             self._limits.take_locally([refusals])
             raise
 
+    def is_revoked(self, identity: Identity) -> bool:
+        """Whether the token of somebody who was let in has been revoked since."""
+        return self._revocations.cover(identity.jti, identity.user_id, identity.issued_at_s)
+
     def seat(self, user_id: str) -> bool:
         """Count one more socket of this user; False, and nothing counted, if there are too many."""
         held = self._seats.get(user_id, 0)
@@ -242,13 +251,26 @@ class Admission:
 
     async def _by_token(self, token: str) -> Identity:
         claims = await self._verify(token)
-        return Identity(claims.sub, claims.scopes, float(claims.exp_s))
+        return Identity(claims.sub, claims.scopes, float(claims.exp_s), claims.jti, claims.iat_s)
 
     async def _by_ticket(self, ticket: str) -> Identity:
         stood_for = await self._take_ticket(ticket)
         if stood_for is None:
             raise InvalidToken("ticket")
-        return Identity(str(stood_for["sub"]), frozenset(stood_for["scopes"]), float(stood_for["exp_s"]))
+        try:
+            identity = Identity(
+                stood_for["sub"],
+                frozenset(stood_for["scopes"]),
+                stood_for["exp_s"],
+                stood_for["jti"],
+                stood_for["iat_s"],
+            )
+        except KeyError:
+            # Of another version, and gone within half a minute.
+            raise InvalidToken("ticket") from None
+        if self.is_revoked(identity):
+            raise InvalidToken("revoked")
+        return identity
 
     def _check_origin(self, knock: Knock, entrance: Entrance) -> None:
         sent = knock.all("origin")

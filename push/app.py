@@ -11,7 +11,9 @@ from push.feed import Feed, Sources, listen
 from push.settings import Settings
 from push.verdicts import Verdicts
 from service.health import HealthServer
+from service.revocations import Revocations
 from service.tokens import TokenVerifier
+from storage.postgres import revocations as stored_revocations
 from storage.postgres.verdicts import VerdictReader
 from storage.redis import clients, tickets
 from storage.redis.limits import Limits
@@ -38,12 +40,17 @@ async def joined(settings: Settings) -> AsyncIterator[Feed]:
         standings = await stack.enter_async_context(
             Standings.connect(settings.redis_url, settings.postgres_url)
         )
+        revocations = Revocations(
+            lambda first: stored_revocations.read(standings.pool, first),
+            interval_s=settings.revocations_interval_s,
+        )
         verifier = TokenVerifier(
             settings.jwks,
             settings.issuer,
             settings.audience,
             algorithms=settings.token_algorithms,
             max_life_s=settings.token_max_life_s,
+            revocations=revocations,
         )
 
         async def take_ticket(ticket: str) -> Mapping[str, Any] | None:
@@ -56,6 +63,7 @@ async def joined(settings: Settings) -> AsyncIterator[Feed]:
                 verdicts=Verdicts(VerdictReader(standings.pool), standings, MAIN_PERIOD),
                 verify=verifier.verify,
                 take_ticket=take_ticket,
+                revocations=revocations,
                 limits=Limits(redis),
             ),
             listener,

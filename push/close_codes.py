@@ -41,7 +41,8 @@ class CloseCode(IntEnum):
     """Of a Centrifuge client: the user has too many sockets open. Close one, or come again later."""
 
     BAD_TOKEN = 3500
-    """Of a Centrifuge client: the token is not good. Connecting again with it changes nothing."""
+    """The token is not good, or was revoked while the socket was open: connecting again with it changes
+    nothing. The number is a Centrifuge client's; elsewhere it is 4401, the reason telling it apart."""
 
     UNREADABLE = 3501
     """Of a Centrifuge client: what it said is not the protocol. A defect in the client."""
@@ -56,6 +57,7 @@ Wording = Mapping[CloseCode, tuple[int, str]]
 OURS: Final[Wording] = {
     CloseCode.RESTART: (1012, "restart"),
     CloseCode.UNAUTHENTICATED: (4401, "token_expired"),
+    CloseCode.BAD_TOKEN: (4401, "token_revoked"),
     CloseCode.FORBIDDEN: (4403, "forbidden"),
     CloseCode.TOO_LATE: (4408, "timeout"),
     CloseCode.SLOW: (4410, "slow"),

@@ -140,6 +140,12 @@ class Conversation:
         self.leave()
         self._socket.end(code)
 
+    def end_if_revoked(self) -> None:
+        """Close the socket, for good, if the token of who is there was revoked."""
+        identity = self._identity or self._admitted.identity
+        if not self.ended and identity is not None and self._house.admission.is_revoked(identity):
+            self.end(CloseCode.BAD_TOKEN)
+
     def sweep(self, now_s: float) -> None:
         """What is due by the clock: pings, and the end of who is silent or has expired."""
         if self.ended:

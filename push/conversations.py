@@ -45,6 +45,11 @@ class Conversations:
         for conversation in [each for each in self._open if clock_s >= each.due_s]:
             conversation.sweep(now_s)
 
+    def end_revoked(self) -> None:
+        """Close the sockets whose token is revoked."""
+        for conversation in list(self._open):
+            conversation.end_if_revoked()
+
     async def _listen(
         self, scope: Mapping[str, Any], receive: Receive, send: Send, knock: Knock, admitted: Admitted
     ) -> None:
@@ -53,6 +58,8 @@ class Conversations:
         socket.closing = CENTRIFUGE
         conversation = Conversation(self._house, socket, knock, admitted)
         self._open[conversation] = None
+        # It may have been revoked since it was let in.
+        conversation.end_if_revoked()
         opened_at_s = self._house.clock_s()
         WEBSOCKET_CONNECTIONS.labels(centrifuge.NAME).inc()
         code = None

@@ -27,6 +27,7 @@ from push.sockets import Sockets
 from push.streams import Streams
 from push.verdicts import Verdicts
 from service import logs
+from service.revocations import Revocations
 from storage.redis.limits import Limits
 
 SWEEP_S: Final = 0.5
@@ -53,6 +54,7 @@ class Sources:
     verdicts: Verdicts
     verify: Verify
     take_ticket: TakeTicket
+    revocations: Revocations
     limits: Limits
 
 
@@ -92,6 +94,7 @@ class Feed:
         self.admission = Admission(
             verify=sources.verify,
             take_ticket=sources.take_ticket,
+            revocations=sources.revocations,
             limits=sources.limits,
             origins=settings.origins,
             per_address=AddressLimits(
@@ -107,6 +110,7 @@ class Feed:
             most_sockets=settings.max_sockets,
             most_per_user=settings.max_sockets_per_user,
         )
+        self.revocations = sources.revocations
         self.verdicts = sources.verdicts
         abreast = Abreast(self.hub, sources.standings)
         self.conversations = Conversations(
@@ -128,6 +132,7 @@ class Feed:
             trusted_proxies=settings.trusted_proxies,
             drain_s=settings.drain_s,
         )
+        self.revocations.listen(self._end_revoked)
         self._moved_at_s = time.monotonic()
 
     @property
@@ -147,6 +152,7 @@ class Feed:
                 parts.create_task(self._compare()),
                 parts.create_task(self._sweep()),
                 parts.create_task(self.verdicts.run()),
+                parts.create_task(self.revocations.run()),
             ]
             gc.freeze()
             _log.info("feed_listening", port=self.port)
@@ -163,10 +169,20 @@ class Feed:
         return {"ok": still_s < UNWELL_AFTER_S, "loop_still_s": round(still_s, 3)}
 
     def ready(self) -> tuple[bool, Mapping[str, Any]]:
-        """Ready: the first board is loaded, Kafka's partitions are assigned, and no stop was asked for."""
+        """Ready: the first board is loaded, Kafka's partitions are assigned, and no stop was asked for.
+
+        What is revoked need not be known: until then nobody's token is taken, and who needs none is served.
+        """
         loaded, assigned = self.comparison.loaded.is_set(), self.publications.assigned
         epoch, revision = self.hub.channels[MAIN_PERIOD].sequence.position
-        shown = {"board_loaded": loaded, "kafka_assigned": assigned, "epoch": epoch, "revision": revision}
+        shown = {
+            "board_loaded": loaded,
+            "kafka_assigned": assigned,
+            "revocations": self.revocations.known,
+            "revocations_age_s": round(self.revocations.age_s, 1),
+            "epoch": epoch,
+            "revision": revision,
+        }
         return loaded and assigned and not self._server.should_exit, shown
 
     def _deliver(self, publications: Sequence[Publication]) -> None:
@@ -174,6 +190,11 @@ class Feed:
             if self.hub.publish(View.of_publication(publication)):
                 self.comparison.kafka_brought_news()
         self.verdicts.wake()
+
+    def _end_revoked(self) -> None:
+        self.sockets.end_revoked()
+        self.conversations.end_revoked()
+        self.streams.end_revoked()
 
     async def _compare(self) -> None:
         try:

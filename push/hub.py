@@ -32,6 +32,7 @@ MARGIN_MS: Final = 3.0
 """Added to the gap between two frames, so that the reader, too, measures at least the gap."""
 
 TOKEN_EXPIRED: Final = "token_expired"
+TOKEN_REVOKED: Final = "token_revoked"
 UNREADABLE_MESSAGE: Final = "unreadable_message"
 BOARD_REBUILDING: Final = "board_rebuilding"
 
@@ -173,6 +174,13 @@ class Hub:
             self.leave(reader)
             reader.sink.end(code)
 
+    def revoke(self, reader: Reader) -> None:
+        """Close the socket of a reader whose token was revoked; harmless if it is closed or about to be."""
+        if not reader.gone and reader.ending is None:
+            why = "the token was revoked: connecting again with it changes nothing"
+            self._dismiss(reader, CloseCode.BAD_TOKEN, TOKEN_REVOKED, why)
+            self.turn()
+
     def block(self, reader: Reader) -> None:
         """The reader's socket takes no more bytes."""
         if not reader.gone:
@@ -224,15 +232,20 @@ class Hub:
             if reader.pace.stalled(now_ms, self._stall_limit_ms):
                 self.end(reader, CloseCode.SLOW)
         for reader in [r for r in self._expiring if r.expires_at_s is not None and now_s >= r.expires_at_s]:
-            del self._expiring[reader]
-            reader.notices.clear()
-            self._notify(reader, TOKEN_EXPIRED, "the token has expired: get a new one and connect again")
-            reader.ending = CloseCode.UNAUTHENTICATED
-            if reader.pace.blocked_since_ms is not None or not reader.notices:
-                self.end(reader, reader.ending)
+            why = "the token has expired: get a new one and connect again"
+            self._dismiss(reader, CloseCode.UNAUTHENTICATED, TOKEN_EXPIRED, why)
         self.turn()
 
     # Within
+
+    def _dismiss(self, reader: Reader, code: CloseCode, error: str, message: str) -> None:
+        """Close a reader's socket once it has been told why, if its dialect has words and its socket room."""
+        self._expiring.pop(reader, None)
+        reader.notices.clear()
+        self._notify(reader, error, message)
+        reader.ending = code
+        if reader.pace.blocked_since_ms is not None or not reader.notices:
+            self.end(reader, code)
 
     def _notify(self, reader: Reader, code: str, message: str) -> None:
         error = reader.dialect.error if isinstance(reader.dialect, Dialect) else None

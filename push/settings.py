@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service import keys
+from service.revocations import check_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,9 @@ class Settings:
     audience: str = "trueboard"
     token_algorithms: tuple[str, ...] = ("ES256", "EdDSA")
     token_max_life_s: int = keys.LONGEST_LIFE_S
+
+    revocations_interval_s: float = 5.0
+    """How often revoked tokens are read; at most 60."""
 
     host: str = "127.0.0.1"
     feed_port: int = 8001
@@ -78,6 +82,7 @@ class Settings:
     """How often what is shown is compared with the standings."""
 
     def __post_init__(self) -> None:
+        check_interval(self.revocations_interval_s)
         intervals = self.frame_gap_ms, self.compare_interval_s, self.ping_interval_s
         if min(intervals) <= 0 or self.tick_ms < 0 or self.drain_s < 0:
             raise ValueError("intervals must be greater than 0")

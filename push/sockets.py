@@ -17,6 +17,7 @@ from push.admission import Admission, Admitted, Entrance, Knock
 from push.channels import Dialect
 from push.close_codes import CloseCode
 from push.hub import UNREADABLE_MESSAGE, Hub
+from push.identified import Identified
 from push.keepalive import Rounds
 from push.prepared import EXTENSION, PreparedSocket
 from service import logs, tracing
@@ -46,10 +47,15 @@ class Sockets:
     ) -> None:
         self._hub, self._admission, self._clock_s = hub, admission, clock_s
         self._rounds = Rounds(ping_interval_s, clock_s=clock_s)
+        self._identified = Identified(hub, admission)
 
     def sweep(self) -> None:
         """Ping who is due, close who has not answered. Call it about twice a second."""
         self._rounds.sweep()
+
+    def end_revoked(self) -> None:
+        """Close the sockets whose token is revoked."""
+        self._identified.end_revoked()
 
     async def serve(
         self, scope: Mapping[str, Any], receive: Receive, send: Send, dialect: Dialect, period: str
@@ -85,6 +91,7 @@ class Sockets:
         )
         socket.attach(self._hub, reader)
         self._rounds.add(socket)
+        self._identified.add(reader, admitted)
         opened_at_s, said = self._clock_s(), 0
         _log.debug("socket_opened", dialect=dialect.name, user_id=admitted.user_id)
         window_began_s = opened_at_s
@@ -104,6 +111,7 @@ class Sockets:
             code = message.get("code")
         finally:
             self._rounds.remove(socket)
+            self._identified.remove(reader)
             self._hub.leave(reader)
             _log.info(
                 "socket_closed",

@@ -19,7 +19,9 @@ from core.feed import Position, publication_words
 from push import boards
 from push.admission import Admission, Admitted, Entrance, Knock
 from push.arrival import Abreast, arrived
+from push.channels import Reader
 from push.hub import Hub
+from push.identified import Identified
 from push.prepared import EXTENSION, Doorstep, Stream
 from push.protocols import sse
 from push.recovery import missed
@@ -53,6 +55,7 @@ class Streams:
         self._hub, self._admission, self._abreast = hub, admission, abreast
         self._heartbeat_s, self._clock_s = heartbeat_s, clock_s
         self._open: dict[Stream, float] = {}
+        self._identified = Identified(hub, admission)
 
     async def serve(self, scope: Mapping[str, Any], receive: Receive, send: Send, board: str) -> None:
         """An ASGI request, until its stream has ended."""
@@ -95,6 +98,10 @@ class Streams:
                 stream.write(sse.HEARTBEAT)
                 self._open[stream] = clock_s + self._heartbeat_s
 
+    def end_revoked(self) -> None:
+        """End the streams whose token is revoked."""
+        self._identified.end_revoked()
+
     async def _stream(
         self,
         scope: Mapping[str, Any],
@@ -110,16 +117,19 @@ class Streams:
         opened_at_s = self._clock_s()
         WEBSOCKET_CONNECTIONS.labels(sse.NAME).inc()
         self._open[stream] = opened_at_s + self._heartbeat_s * random.uniform(0.5, 1.0)
+        reader = None
         try:
             stream.write(sse.retry(random.randint(*RETRY_MS)))
             await self._abreast.reach(period)
             if asked is None or await arrived(self._hub, period, asked, ARRIVAL_TIMEOUT_S):
-                self._follow(stream, period, asked, admitted.expires_at_s)
+                reader = self._follow(stream, period, asked, admitted)
                 await stream.ended.wait()
             else:
                 stream.close()
         finally:
             del self._open[stream]
+            if reader is not None:
+                self._identified.remove(reader)
             WEBSOCKET_CONNECTIONS.labels(sse.NAME).dec()
             _log.info(
                 "stream_closed",
@@ -130,19 +140,22 @@ class Streams:
             )
 
     def _follow(
-        self, stream: Stream, period: str, asked: Position | None, expires_at_s: float | None
-    ) -> None:
+        self, stream: Stream, period: str, asked: Position | None, admitted: Admitted
+    ) -> Reader | None:
+        """The stream's reader; None if the stream has ended."""
         channel = self._hub.channels[period]
         view = channel.sequence.latest
         if view is None or stream.ended.is_set():
             stream.close()
-            return
+            return None
         to_send = None if asked is None else missed(channel, asked)
         if to_send is None:
             to_send = [(publication_words(view, None), view.position)]
         stream.write(b"".join(sse.event(*one) for one in to_send))
-        reader = self._hub.follow(stream, sse.DIALECT, period, expires_at_s=expires_at_s)
+        reader = self._hub.follow(stream, sse.DIALECT, period, expires_at_s=admitted.expires_at_s)
         stream.attach(self._hub, reader)
+        self._identified.add(reader, admitted)
+        return reader
 
 
 def _period(board: str, query: bytes) -> tuple[str, boards.Watched]:

@@ -45,6 +45,16 @@ KEY_FETCHES = Counter(
     "A rise of failures means that new keys will not be known.",
     ["result"],
 )
+REVOCATIONS = Gauge(
+    "trueboard_revocations",
+    "Revocations of tokens that this process goes by. "
+    "A rise means that an operator revoked tokens; each is forgotten when it expires.",
+)
+REVOCATIONS_AGE_SECONDS = Gauge(
+    "trueboard_revocations_age_seconds",
+    "Seconds since this process last read which tokens are revoked. "
+    "A rise means that Postgres is away, and that what was revoked since is still taken.",
+)
 LIMITED = Counter(
     "trueboard_limited",
     "Requests refused by a rate limit, by its name. A rise means a client in a loop or a limit set too low.",

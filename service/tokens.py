@@ -28,6 +28,7 @@ import jwt
 from core import scopes, words
 from core.errors import Refused, Unavailable
 from service import logs, metrics
+from service.revocations import Revocations
 
 MAX_TOKEN_BYTES: Final = 4096
 DETAIL: Final = "Invalid authentication token."
@@ -71,13 +72,14 @@ class InvalidToken(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a good token says. `scopes` are those known here; `exp_s` is seconds since 1970."""
+    """What a good token says. `scopes` are those known here; `exp_s`, `iat_s` are seconds since 1970."""
 
     sub: str
     name: str | None
     scopes: frozenset[str]
     exp_s: int
     jti: str
+    iat_s: int
 
     @property
     def client(self) -> str:
@@ -97,6 +99,7 @@ class TokenVerifier:
     `jwks` is a path or an http(s) URL. Keys are read again after ten minutes, and at most
     every 30 s because of a key that is not known; a failed read keeps the keys there were.
     Verified tokens are remembered for at most five minutes, badly signed ones for seconds.
+    One that is revoked is forgotten as soon as `revocations` say so; without them none is.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class TokenVerifier:
         max_life_s: int = 900,
         leeway_s: int = 30,
         *,
+        revocations: Revocations | None = None,
         clock_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,6 +124,9 @@ class TokenVerifier:
         self._seen_generation = self._keys.generation
         self._good: OrderedDict[bytes, tuple[float, Claims]] = OrderedDict()
         self._bad: OrderedDict[bytes, float] = OrderedDict()
+        self._revocations = revocations
+        if revocations is not None:
+            revocations.listen(self._forget_revoked)
 
     def cached(self, token: bytes | str) -> Claims | None:
         """The claims of a token verified before, if they still hold; None means: `verify` it."""
@@ -138,7 +145,7 @@ class TokenVerifier:
 
         Raises:
             InvalidToken: for whatever reason (`Refused`, 401, one text for all of them).
-            Unavailable: the issuer's keys could not be read even once.
+            Unavailable: the issuer's keys, or what is revoked, could not be read even once.
         """
         if claims := self.cached(token):
             return claims
@@ -173,6 +180,9 @@ class TokenVerifier:
             _refuse("unknown_key")
         if key.algorithm != algorithm:
             _refuse("algorithm")
+        # Nothing is awaited from here to where it is remembered: what is revoked meanwhile is forgotten.
+        if self._is_revoked(claims):
+            _refuse("revoked")
         self._check_signature(raw, key)
         self._remember(raw, claims)
         return claims
@@ -215,6 +225,7 @@ class TokenVerifier:
             scopes=frozenset(scope.split(" ")) & scopes.ALL,
             exp_s=payload["exp"],
             jti=payload["jti"],
+            iat_s=payload["iat"],
         )
 
     def _check_life(self, iat_s: int, nbf_s: int, exp_s: int) -> None:
@@ -248,6 +259,14 @@ class TokenVerifier:
         until_s = min(claims.exp_s + self._leeway_s, self._clock_s() + _CACHED_AT_MOST_S)
         self._good[raw] = (until_s, claims)
         _trim(self._good, _CACHED_TOKENS)
+
+    def _is_revoked(self, claims: Claims) -> bool:
+        revocations = self._revocations
+        return revocations is not None and revocations.cover(claims.jti, claims.sub, claims.iat_s)
+
+    def _forget_revoked(self) -> None:
+        for raw in [raw for raw, (_, claims) in self._good.items() if self._is_revoked(claims)]:
+            del self._good[raw]
 
     def _forget_after_rotation(self) -> None:
         """What was decided with other keys does not hold for these."""

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "verify": ("trueboard.verify", "Recount the ledger and compare everything that follows it."),
     "new-epoch": ("trueboard.new_epoch", "Say that the ledger lost revisions, and go on in a new epoch."),
     "resume-partition": ("trueboard.resume", "Tell a partition that the stream has stopped to go on."),
+    "revoke": ("trueboard.revoke", "Take back a token, or all of a user's, before they run out."),
     "doctor": ("trueboard.doctor", "Look at what runs, what answers, and which settings hold."),
 }
 

@@ -185,7 +185,13 @@ class OwnRoutes:
         claims = await self._taking.gate.who(request, request.bearer())
         await self._taking.gate.take_request(request, claims)
         ticket = await self._tickets(
-            {"sub": claims.sub, "scopes": sorted(claims.scopes), "exp_s": claims.exp_s}
+            {
+                "sub": claims.sub,
+                "scopes": sorted(claims.scopes),
+                "exp_s": claims.exp_s,
+                "jti": claims.jti,
+                "iat_s": claims.iat_s,
+            }
         )
         return json_reply(201, {"ticket": ticket, "expires_in_s": TICKET_TTL_S})
 

@@ -20,7 +20,7 @@ TOLERANCE = Tolerance(86_400 * US, 60 * US)
 
 
 def claims(*held: str, name: str | None = None, sub: str = "ann") -> Claims:
-    return Claims(sub, name, frozenset(held), 0, "j")
+    return Claims(sub, name, frozenset(held), 0, "j", 0)
 
 
 def taken(offer: Offer, held: Claims) -> Any:

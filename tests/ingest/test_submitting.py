@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from core.actions import fingerprint
+from core.times import US
 from storage.redis.markers import Marker
-from tests.ingest.world import World, at, bearer
+from tests.ingest.world import NOW_US, World, at, bearer
 
 OWN = "/v1/actions"
 
@@ -239,7 +240,9 @@ async def test_a_ticket_stands_for_what_the_token_says(world: World, ann: str) -
 
     assert reply.status_code == 201
     assert reply.json() == {"ticket": "t" * 43, "expires_in_s": 30}
-    assert world.tickets == [{"sub": "ann", "scopes": ["actions:write"], "exp_s": world.tickets[0]["exp_s"]}]
+    (stands_for,) = world.tickets
+    said = {"sub": "ann", "scopes": ["actions:write"], "jti": f"jti-{ann}", "iat_s": NOW_US // US}
+    assert stands_for == said | {"exp_s": stands_for["exp_s"]}
     assert later.status_code == 503
 
 

@@ -71,7 +71,9 @@ class Tokens:
 
     def give(self, user: str, *scopes: str, name: str | None = None) -> str:
         token = f"token-{len(self._known)}"
-        self._known[token] = Claims(user, name, frozenset(scopes), NOW_US // US + 3600, f"jti-{token}")
+        self._known[token] = Claims(
+            user, name, frozenset(scopes), NOW_US // US + 3600, f"jti-{token}", NOW_US // US
+        )
         return token
 
     def cached(self, token: bytes | str) -> Claims | None:

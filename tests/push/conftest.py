@@ -24,6 +24,7 @@ from core.words import MAIN_PERIOD
 from push.feed import Feed, Sources, listen
 from push.settings import Settings
 from push.verdicts import Verdicts
+from service.revocations import Revocation, Revocations
 from service.tokens import Claims, InvalidToken
 from storage import standings
 from storage.postgres.verdicts import Found
@@ -32,6 +33,7 @@ from tests.push.views import EPOCH, Page, page
 from trueboard.devstack.kafka.memory import MockCluster
 
 GOOD_TICKET = "t" * 43
+ISSUED_AT_S = 1_700_000_000
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -102,6 +104,24 @@ class Ledger:
 
 
 @dataclass
+class Revoked:
+    """What Postgres keeps of revoked tokens; `away` is raised instead."""
+
+    kept: list[Revocation] = field(default_factory=list)
+    away: Unavailable | None = None
+
+    def user(self, user_id: str) -> None:
+        """All of this user's tokens so far. The fake ones all are of the same instant."""
+        number = len(self.kept) + 1
+        self.kept.append(Revocation(number, number, None, user_id, ISSUED_AT_S + 1, 4_000_000_000))
+
+    async def read(self, first: int) -> list[Revocation]:
+        if self.away is not None:
+            raise self.away
+        return [each for each in self.kept if each.number >= first]
+
+
+@dataclass
 class Running:
     """A feed under test. Tokens are `<user>` or `<user>;<scope>;<life in s>`; `-` is not good."""
 
@@ -113,6 +133,7 @@ class Running:
     ledger: Ledger
     brought: list[str]
     """The tokens that clients brought, in order."""
+    revoked: Revoked
 
     @property
     def url(self) -> str:
@@ -126,7 +147,7 @@ class Running:
             )
         assert await asyncio.to_thread(self.producer.flush, 5) == 0
 
-    async def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < deadline_s, "it did not come to hold"
@@ -141,7 +162,13 @@ async def _verify(token: str) -> Claims:
     if user_id == "expired":
         raise InvalidToken("expired")
     granted = frozenset({scope or scopes.BOARDS_READ})
-    return Claims(user_id, None, granted, int(time.time() + float(life_s or 60)), "id")
+    return Claims(user_id, None, granted, int(time.time() + float(life_s or 60)), "id", ISSUED_AT_S)
+
+
+def ticket_of(user_id: str) -> dict[str, Any]:
+    """What a ticket of this user's stands for."""
+    granted = {"sub": user_id, "scopes": [scopes.BOARDS_READ], "exp_s": int(time.time()) + 60}
+    return granted | {"jti": "id", "iat_s": ISSUED_AT_S}
 
 
 RunFeed = Callable[..., AbstractAsyncContextManager[Running]]
@@ -174,6 +201,7 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
         tickets: dict[str, dict[str, Any]] = {}
         ledger = Ledger()
         brought: list[str] = []
+        revoked = Revoked()
 
         async def verify(token: str) -> Claims:
             brought.append(token)
@@ -188,11 +216,12 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
             verdicts=Verdicts(ledger, ledger, MAIN_PERIOD),
             verify=verify,
             take_ticket=take_ticket,
+            revocations=Revocations(revoked.read, interval_s=0.05),
             limits=Limits(Redis()),
         )
         producer = Producer({"bootstrap.servers": memory_kafka.bootstrap, "linger.ms": 0})
         feed = Feed(settings, sources, listener)
-        running = Running(feed, shown, memory_kafka, producer, tickets, ledger, brought)
+        running = Running(feed, shown, memory_kafka, producer, tickets, ledger, brought, revoked)
         if before is not None:
             await before(running)
         serving = asyncio.create_task(running.feed.run())

@@ -15,10 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from core import scopes
 from core.errors import Unavailable
 from push import conversation
-from tests.push.conftest import GOOD_TICKET, RunFeed, Running
+from tests.push.conftest import GOOD_TICKET, RunFeed, Running, ticket_of
 from tests.push.views import EPOCH, LATER_EPOCH, page, publication
 
 PATH = "/connection/websocket"
@@ -102,7 +101,7 @@ async def test_a_connection_is_told_its_id_and_that_it_will_be_pinged(run_feed: 
 )
 async def test_a_user_is_known_by_token_or_ticket(run_feed: RunFeed, by: str) -> None:
     async with run_feed() as running:
-        granted = {"sub": "ada", "scopes": [scopes.BOARDS_READ], "exp_s": 4_000_000_000}
+        granted = ticket_of("ada")
         running.tickets[GOOD_TICKET] = granted
         options: dict[str, Any] = {}
         token = {"token": "ada;;60", "ticket in the command": f"ticket.{GOOD_TICKET}"}.get(by, "")

@@ -19,7 +19,7 @@ from websockets.typing import Origin, Subprotocol
 from core.errors import Refused, Unavailable
 from core.words import MAIN_PERIOD
 from push.server import MAX_MESSAGE_BYTES
-from tests.push.conftest import GOOD_TICKET, RunFeed, Running, raw_reader
+from tests.push.conftest import GOOD_TICKET, RunFeed, Running, raw_reader, ticket_of
 from tests.push.views import EPOCH, page, publication
 
 PATHS = ("/ws/scores", "/ws/scoreboard", "/ws/leaderboard")
@@ -228,11 +228,7 @@ async def _close_code_of(raw: socket.socket) -> int:
 async def test_a_ticket_opens_one_socket_and_only_one(run_feed: RunFeed) -> None:
     offered = [Subprotocol("trueboard"), Subprotocol(f"ticket.{GOOD_TICKET}")]
     async with run_feed() as running:
-        running.tickets[GOOD_TICKET] = {
-            "sub": "ben",
-            "scopes": ["boards:read"],
-            "exp_s": time.time() + 60,
-        }
+        running.tickets[GOOD_TICKET] = ticket_of("ben")
         async with connect(running.url + "/ws/leaderboard", subprotocols=offered) as reader:
             answered, welcome = reader.subprotocol, await _next(reader)
         again = await _refusal(running.url + "/ws/leaderboard", subprotocols=offered)

@@ -147,7 +147,14 @@ async def test_a_ticket_from_redis_opens_the_leaderboard_once(
     feed = start()
     await feed.until_ready()
     async with redis.asyncio.Redis.from_url(redis_db_url) as client:
-        claims = {"sub": "ben", "scopes": [scopes.BOARDS_READ], "exp_s": int(time.time()) + 60}
+        now_s = int(time.time())
+        claims = {
+            "sub": "ben",
+            "scopes": [scopes.BOARDS_READ],
+            "exp_s": now_s + 60,
+            "jti": "j",
+            "iat_s": now_s,
+        }
         ticket = await tickets.issue(client, claims)
     offered = [Subprotocol("trueboard"), Subprotocol(f"ticket.{ticket}")]
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from core.errors import Refused, Unavailable
 from service import keys
+from service.revocations import Revocation, Revocations
 from service.tokens import DETAIL, InvalidToken, TokenVerifier
 
 LIFE_S, LEEWAY_S = 900, 30
@@ -686,3 +687,89 @@ async def test_a_caller_that_goes_away_does_not_end_the_read_for_the_others(issu
 
     assert (await second).sub == "u1"
     assert issuer.reads == 1
+
+
+# what is revoked
+
+
+class Kept:
+    """The revocations that there are."""
+
+    def __init__(self) -> None:
+        self.rows: list[Revocation] = []
+
+    async def read(self, first: int) -> list[Revocation]:
+        return [row for row in self.rows if row.number >= first]
+
+    def add(self, *, jti: str | None = None, user: str | None = None, before_s: int | None = None) -> None:
+        number = len(self.rows) + 1
+        self.rows.append(Revocation(number, number, jti, user, before_s, int(time.time()) + 900))
+
+
+async def test_what_is_revoked_is_refused_also_where_it_was_remembered(directory, private):
+    kept = Kept()
+    revocations = Revocations(kept.read)
+    verifier = TokenVerifier(
+        str(directory / "jwks.json"), "trueboard", "trueboard", max_life_s=LIFE_S, revocations=revocations
+    )
+    now_s = int(time.time())
+    j1, j2, later, bens = (
+        signed(private, payload=good_claims(**changes))
+        for changes in (
+            {"jti": "j1", "iat": now_s - 5},
+            {"jti": "j2", "iat": now_s - 5},
+            {"jti": "j3", "iat": now_s - 3},
+            {"jti": "j4", "iat": now_s - 5, "sub": "ben"},
+        )
+    )
+    await revocations.refresh()
+    everybody = [j1, j2, later, bens]
+    for token in everybody:
+        assert (await verifier.verify(token)).iat_s <= now_s
+
+    kept.add(jti="j1")
+    await revocations.refresh()
+    assert [verifier.cached(token) is not None for token in everybody] == [False, True, True, True]
+    kept.add(user="u1", before_s=now_s - 3)
+    await revocations.refresh()
+    assert [verifier.cached(token) is not None for token in everybody] == [False, False, True, True]
+
+    for token in (j1, j2):
+        with pytest.raises(InvalidToken) as refused:
+            await verifier.verify(token)
+        assert refused.value.cause_word == "revoked"
+        assert (refused.value.detail, refused.value.status_code) == (DETAIL, 401)
+
+
+async def test_no_token_is_taken_before_it_is_known_what_is_revoked(directory, private):
+    revocations = Revocations(Kept().read)
+    verifier = TokenVerifier(
+        str(directory / "jwks.json"), "trueboard", "trueboard", max_life_s=LIFE_S, revocations=revocations
+    )
+    with pytest.raises(Unavailable):
+        await verifier.verify(signed(private))
+
+    await revocations.refresh()
+
+    assert (await verifier.verify(signed(private))).sub == "u1"
+
+
+async def test_what_is_revoked_while_its_key_is_read_is_refused(directory, private, monkeypatch):
+    kept = Kept()
+    revocations = Revocations(kept.read)
+    await revocations.refresh()
+    verifier = TokenVerifier(
+        str(directory / "jwks.json"), "trueboard", "trueboard", max_life_s=LIFE_S, revocations=revocations
+    )
+    find = verifier._keys.find
+
+    async def slowly(kid):
+        key = await find(kid)
+        kept.add(jti="j1")
+        await revocations.refresh()
+        return key
+
+    monkeypatch.setattr(verifier._keys, "find", slowly)
+
+    with pytest.raises(InvalidToken):
+        await verifier.verify(signed(private))
