@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from core.rates import FOREVER_US, Recent, Rules
+from core.rates import ALWAYS_US, FOREVER_US, Recent, Rules
 from core.times import US
 from storage.postgres.ledger import ACCEPTED, BACKFILL, OpenBatch, PlayerRow
 from stream_app.judging import Incoming, Person
@@ -33,10 +33,6 @@ class _Wanted:
     person: Person
     since_us: int
     until_us: int
-
-    def is_known(self) -> bool:
-        recent = self.person.recent
-        return recent is not None and recent.covers(self.since_us, self.until_us)
 
 
 class People:
@@ -123,21 +119,37 @@ class People:
 
         `fresh` are players interned in this transaction: nobody has judged anything of theirs.
         """
-        wanted: dict[int, _Wanted] = {}
+        unknown: set[int] = set()
         for person, item in zip(people, incoming, strict=True):
             run = runs[item.partition]
             if person.run != run or person.partition != item.partition:
                 person.recent = None
                 person.partition, person.run = item.partition, run
+            recent = person.recent
+            if recent is None:
+                if person.player in fresh:
+                    person.recent = Recent()
+                else:
+                    unknown.add(person.player)
+            elif not recent.covers(ALWAYS_US, FOREVER_US):
+                needed = _needed_us(rules, item)
+                if needed is not None and not recent.covers(*needed):
+                    unknown.add(person.player)
+        if unknown:
+            wanted = self._wanted(rules, unknown, people, incoming)
+            latest_us = max(item.received_us for item in incoming)
+            self._read(batch, rules, wanted, latest_us - rules.horizon_us)
+
+    @staticmethod
+    def _wanted(
+        rules: Rules, unknown: set[int], people: Sequence[Person], incoming: Sequence[Incoming]
+    ) -> dict[int, _Wanted]:
+        """All that the group needs of these players: what is read takes the place of what was known."""
+        wanted: dict[int, _Wanted] = {}
         for person, item in zip(people, incoming, strict=True):
-            if person.recent is None and person.player in fresh:
-                person.recent = Recent()
-            needed = rules.needed_us(
-                item.record.type,
-                occurred_us=item.occurred_us,
-                received_us=item.received_us,
-                backfill=item.record.backfill,
-            )
+            if person.player not in unknown:
+                continue
+            needed = _needed_us(rules, item)
             known = wanted.get(person.player)
             if needed is None:
                 if person.recent is None and known is None:
@@ -148,11 +160,7 @@ class People:
                 known.until_us = max(known.until_us, needed[1])
             else:
                 wanted[person.player] = _Wanted(person, *needed)
-        # Asked only now: what is read takes the place of what was known, so it has to hold all of it.
-        wanted = {player: one for player, one in wanted.items() if not one.is_known()}
-        if wanted:
-            latest_us = max(item.received_us for item in incoming)
-            self._read(batch, rules, wanted, latest_us - rules.horizon_us)
+        return wanted
 
     def _read(self, batch: OpenBatch, rules: Rules, wanted: dict[int, _Wanted], present_us: int) -> None:
         """Read what is wanted; for actions of the present everything from there on, to be kept.
@@ -201,6 +209,15 @@ class People:
         for person in {id(person): person for person in people}.values():
             if person.recent is not None and len(person.recent) > PRUNE_ROWS:
                 person.recent.prune(before_us)
+
+
+def _needed_us(rules: Rules, item: Incoming) -> tuple[int, int] | None:
+    return rules.needed_us(
+        item.record.type,
+        occurred_us=item.occurred_us,
+        received_us=item.received_us,
+        backfill=item.record.backfill,
+    )
 
 
 def person(row: PlayerRow) -> Person:
