@@ -20,6 +20,7 @@ from core.times import format_us, parse_us
 MAX_RECORD_BYTES: Final = 16 * 1024
 
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
+_FINGERPRINTS: Final = re.compile(r"(?:[0-9a-f]{32}\n)*")
 
 
 class SubmittedRecord(msgspec.Struct, omit_defaults=True):
@@ -60,6 +61,11 @@ decode = reader(SubmittedRecord)
 
 def is_fingerprint(text: str) -> bool:
     return _FINGERPRINT.fullmatch(text) is not None
+
+
+def all_fingerprints(texts: list[str]) -> bool:
+    """Whether all of them are fingerprints, in one match."""
+    return words.all_match(_FINGERPRINTS, texts)
 
 
 def check_words(record: SubmittedRecord) -> None:

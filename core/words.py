@@ -63,12 +63,11 @@ def clean_username(text: str) -> str | None:
 
 def all_words(user_ids: list[str], action_ids: list[str], types: list[str]) -> bool:
     """Whether every id and type of a batch is well formed, in three matches instead of 3 n."""
-    return (
-        _all_match(_USER_IDS, user_ids) and _all_match(_ACTION_IDS, action_ids) and _all_match(_TYPES, types)
-    )
+    return all_match(_USER_IDS, user_ids) and all_match(_ACTION_IDS, action_ids) and all_match(_TYPES, types)
 
 
-def _all_match(pattern: re.Pattern[str], texts: list[str]) -> bool:
+def all_match(pattern: re.Pattern[str], texts: list[str]) -> bool:
+    """Whether each text is one of those lines that the pattern takes any number of."""
     joined = "\n".join(texts) + "\n" if texts else ""
     # A newline within a text would make two well-formed ones of it.
     return pattern.fullmatch(joined) is not None and joined.count("\n") == len(texts)

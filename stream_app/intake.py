@@ -82,19 +82,18 @@ def read_slice(records: Sequence[Any]) -> tuple[Slice, list[DeadLetter]]:
 
 def _all_words(incoming: Iterable[Incoming]) -> bool:
     """Whether every record's words may stand on the wire; some 0.3 µs a record."""
-    user_ids, action_ids, types = [], [], []
+    user_ids, action_ids, types, fingerprints = [], [], [], []
     for item in incoming:
         record = item.record
         user_ids.append(record.user_id)
         action_ids.append(record.action_id)
         types.append(record.type)
+        fingerprints.append(record.fingerprint)
         if record.username is not None and not words.is_username(record.username):
             return False
         if record.points is not None and not -words.SCORE_MAX <= record.points <= words.SCORE_MAX:
             return False
-        if not actions.is_fingerprint(record.fingerprint):
-            return False
-    return words.all_words(user_ids, action_ids, types)
+    return words.all_words(user_ids, action_ids, types) and actions.all_fingerprints(fingerprints)
 
 
 def _dead(record: Any, error: Unreadable) -> DeadLetter:
