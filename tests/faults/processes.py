@@ -134,10 +134,21 @@ class Process:
     def last_lines(self, count: int = 15) -> str:
         return last_lines(self.log, count=count)
 
-    def memory_kib(self) -> int:
-        """Resident memory."""
+    def memory_kib(self, *, data: bool = False) -> int:
+        """Resident memory; or what it may write to, as RLIMIT_DATA counts it."""
+        return self._status_kib("VmData" if data else "VmRSS")
+
+    def most_memory_kib(self) -> int:
+        """The most resident memory there was since it was last forgotten."""
+        return self._status_kib("VmHWM")
+
+    def forget_most_memory(self) -> None:
+        """Begin anew with the most there was (`5` in clear_refs: proc(5))."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status_kib(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1])
         return 0
 
@@ -285,14 +296,3 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **{f"TRUEBOARD_{name}": value for name, value in settings.items()},
     }
-
-
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
-CANNOT_FAKE_TIME = "" if FAKETIME else "libfaketime is not installed (apt install libfaketime)"
-
-
-def clock(offset: str | None) -> dict[str, str]:
-    """The environment of a process whose wall clock is wrong by so much, its steady one right; None: both."""
-    if offset is None:
-        return {}
-    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

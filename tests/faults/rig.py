@@ -29,9 +29,10 @@ from service import keys
 from storage.kafka import topics
 from storage.postgres import definitions, migrate
 from tests.acceptance.world import EVERYTHING, TRUSTED, written
+from tests.faults import clocks
 from tests.faults.histories import Event, Run, Transcript, write_one
 from tests.faults.ports import Block
-from tests.faults.processes import Broker, Listener, Process, clock, environment
+from tests.faults.processes import Broker, Listener, Process, environment
 from tests.faults.proxy import Links, Loop
 from trueboard.devstack.postgres import SETTINGS, Postgres
 from trueboard.devstack.service import Service
@@ -88,8 +89,8 @@ class Rig:
         self.events = Transcript(self.run / "events.jsonl")
         self.failpoints: dict[str, str] = {}
         """Of each service, what TRUEBOARD_FAILPOINTS says at its next start."""
-        self.clocks: dict[str, str] = {}
-        """Of each service, by how much its clock is wrong from its next start on, as `+10m`."""
+        self.clocks: dict[str, int] = {}
+        """Of each service, by how many seconds its wall clock is wrong from its next start on."""
         self._extra: dict[str, dict[str, str]] = {}
         self._prefix: dict[str, list[str]] = {}
         self._ports = Block()
@@ -144,15 +145,19 @@ class Rig:
             self.processes[broker.name] = Process(broker.name, broker, self._started)
         self.processes["postgres"] = Process("postgres", self.postgres_program, self._started)
         self.processes["valkey"] = Process("valkey", self.valkey_program, self._started)
-        for name, module in SERVICES.items():
-            service = Service(
-                name,
-                [sys.executable, "-P", "-m", module],
-                metrics_port=self.metrics_ports[name],
-                log=self.data / "logs" / f"{name}.log",
-                env=lambda name=name: self._env(name),  # type: ignore[misc]
-            )
-            self.processes[name] = Process(name, service, self._started)
+        for name in SERVICES:
+            self.processes[name] = self._service(name, as_service=name)
+
+    def _service(self, name: str, *, as_service: str) -> Process:
+        """A process of this name, which runs and is linked as that service."""
+        program = Service(
+            name,
+            [sys.executable, "-P", "-m", SERVICES[as_service]],
+            metrics_port=self.metrics_ports[name],
+            log=self.data / "logs" / f"{name}.log",
+            env=lambda: self._env(name, as_service),
+        )
+        return Process(name, program, self._started)
 
     def __getitem__(self, name: str) -> Process:
         return self.processes[name]
@@ -189,12 +194,12 @@ class Rig:
     def metrics_url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.metrics_ports[service]}/metrics"
 
-    def _env(self, name: str) -> dict[str, str]:
+    def _env(self, name: str, linked_as: str) -> dict[str, str]:
         settings = {
             "DATA": str(self.data / name),
-            "POSTGRES_URL": _moved(self.postgres, self.links[f"{name}-postgres"].port),
-            "REDIS_URL": _moved(self.redis, self.links[f"{name}-redis"].port),
-            "KAFKA": ",".join(f"127.0.0.1:{self.links[link].port}" for link in self.kafka_links(name)),
+            "POSTGRES_URL": _moved(self.postgres, self.links[f"{linked_as}-postgres"].port),
+            "REDIS_URL": _moved(self.redis, self.links[f"{linked_as}-redis"].port),
+            "KAFKA": ",".join(f"127.0.0.1:{self.links[link].port}" for link in self.kafka_links(linked_as)),
             "KAFKA_KIND": "external",
             "PARTITIONS": str(PARTITIONS),
             "HOST": "127.0.0.1",
@@ -216,11 +221,25 @@ class Rig:
         }
         if name in self.failpoints:
             settings["FAILPOINTS"] = self.failpoints[name]
-        return environment(settings) | clock(self.clocks.get(name))
+        return environment(settings) | clocks.shifted(self.clocks.get(name), self.data)
 
     def tell(self, service: str, **settings: str) -> None:
         """Settings of one service from its next start on; none: as usual."""
         self._extra[service] = {key.upper(): value for key, value in settings.items()}
+
+    def another(self, service: str, name: str, **settings: str) -> Process:
+        """One more process of a service, over the same links, with these settings of its own.
+
+        Whoever asks for it ends it.
+        """
+        self._extra[name] = {key.upper(): value for key, value in settings.items()}
+        self.metrics_ports[name] = self._ports.free()
+        self.processes[name] = self._service(name, as_service=service)
+        (self.data / name).mkdir(exist_ok=True)
+        return self.processes[name]
+
+    def free_port(self) -> int:
+        return self._ports.free()
 
     # its life
 
