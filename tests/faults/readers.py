@@ -68,9 +68,12 @@ class Readers:
             task.add_done_callback(_must_not_end)
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:
+            # A timeout of a client's that ends at the same moment takes a cancellation for its own.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1)
         await self._http.close()
         await self._redis.aclose()
 
