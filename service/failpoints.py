@@ -5,12 +5,13 @@ For the fault rig alone. `TRUEBOARD_FAILPOINTS` names places and what happens th
     ledger.numbered=kill@3,boards.applying=pause:2s
 
 `kill` (SIGKILL to itself), `pause:<seconds>s` (the thread that comes there stands still) or `raise`
-(a defect); `@3` is the third time the place is reached, without it the first, `@*` every time. Without
-the variable `reach` does nothing.
+(a defect); `@3` is the third time the place is reached, `@3+` that and every later one, `@*` every
+time, without it the first. Without the variable `reach` does nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ PLACES: Final = {
     "ingest.publishing": "the action was looked at, Kafka has not been told",
     "ingest.published": "Kafka has confirmed, nobody knows",
     "ingest.marked": "the marker is written, the answer is not",
+    "stream.brought": "the consumer has records, and stands still alone: its worker goes on",
     "stream.fetched": "records are at hand, nothing is begun",
     "stream.letters_sent": "dead letters are confirmed, the ledger has not moved past their records",
     "ledger.locked": "positions are locked, nothing is judged",
@@ -52,7 +54,7 @@ PLACES: Final = {
 }
 
 _FORM: Final = re.compile(
-    r"(?P<place>[a-z._]+)=(?P<what>kill|raise|pause:(?P<s>[0-9.]+)s)(?:@(?P<at>[0-9]+|\*))?"
+    r"(?P<place>[a-z._]+)=(?P<what>kill|raise|pause:(?P<s>[0-9.]+)s)(?:@(?P<at>[0-9]+\+?|\*))?"
 )
 
 
@@ -62,36 +64,59 @@ class Reached(Exception):
 
 class _Armed:
     def __init__(self, told: str) -> None:
-        self._faults: dict[str, tuple[str, float, int | None]] = {}
+        self._faults: dict[str, tuple[str, float, range]] = {}
         for part in told.split(","):
             match = _FORM.fullmatch(part.strip())
             if match is None or match["place"] not in PLACES:
                 raise ValueError(f"{VARIABLE} names no place and fault with {part!r}")
-            at = None if match["at"] == "*" else int(match["at"] or 1)
-            self._faults[match["place"]] = (match["what"].partition(":")[0], float(match["s"] or 0), at)
+            self._faults[match["place"]] = (
+                match["what"].partition(":")[0],
+                float(match["s"] or 0),
+                _times(match["at"] or "1"),
+            )
         self._times: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def __call__(self, place: str) -> None:
+        time.sleep(self.pause_s(place))
+
+    def pause_s(self, place: str) -> float:
+        """Come to `place`; for how long whoever came there is to stand still."""
         fault = self._faults.get(place)
         if fault is None:
-            return
+            return 0.0
         what, pause_s, at = fault
         with self._lock:
             self._times[place] += 1
             times = self._times[place]
-        if at is not None and times != at:
-            return
+        if times not in at:
+            return 0.0
         print(f"failpoint {place} {what}", file=sys.stderr, flush=True)
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "raise":
             raise Reached(place)
-        time.sleep(pause_s)
+        return pause_s
+
+
+def _times(told: str) -> range:
+    """Which times a place that is reached again and again is meant."""
+    if told == "*":
+        return range(1, sys.maxsize)
+    first = int(told.removesuffix("+"))
+    return range(first, sys.maxsize if told.endswith("+") else first + 1)
 
 
 def _nothing(place: str) -> None:
     """Come past `place`."""
 
 
-reach: Final[Callable[[str], None]] = _Armed(told) if (told := os.environ.get(VARIABLE)) else _nothing
+_armed: Final = _Armed(told) if (told := os.environ.get(VARIABLE)) else None
+
+reach: Final[Callable[[str], None]] = _armed or _nothing
+
+
+async def reach_alone(place: str) -> None:
+    """As `reach`, on an event loop: who stands still there holds up nobody else."""
+    if _armed is not None:
+        await asyncio.sleep(_armed.pause_s(place))

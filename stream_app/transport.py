@@ -21,6 +21,8 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types.tuples import TP, ConsumerMessage, ack_lock
 from mode.utils.futures import notify
 
+from service import failpoints
+
 SEEK_WAIT_S: Final = 10.0
 """How long a rebalance waits for the seek before it goes on without."""
 
@@ -188,6 +190,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
                 await asyncio.sleep(0)
                 sought = dict(self._sought)
                 records, active = await self._wait_next_records(1.0)
+                await failpoints.reach_alone("stream.brought")
                 if records is None or self.should_stop:
                     continue
                 if not self.flow_active:

@@ -40,8 +40,13 @@ def test_nothing_happens_elsewhere(told: str | None):
 
 @pytest.mark.parametrize(
     ("told", "passed"),
-    [("ledger.numbered=kill", 0), ("ledger.numbered=kill@3", 2), ("a.b=raise,ledger.numbered=kill", None)],
-    ids=["the first time", "the third time", "a place nobody knows"],
+    [
+        ("ledger.numbered=kill", 0),
+        ("ledger.numbered=kill@3", 2),
+        ("ledger.numbered=kill@2+", 1),
+        ("a.b=raise,ledger.numbered=kill", None),
+    ],
+    ids=["the first time", "the third time", "from the second time on", "a place nobody knows"],
 )
 def test_a_process_kills_itself_at_the_time_it_was_told(told: str, passed: int | None):
     done = run(told)
@@ -52,6 +57,26 @@ def test_a_process_kills_itself_at_the_time_it_was_told(told: str, passed: int |
     else:
         assert done.returncode == -signal.SIGKILL
         assert len(done.stdout.split()) == passed
+
+
+STAND_STILL_ALONE = """
+import asyncio
+from service.failpoints import reach_alone
+
+async def main():
+    standing = asyncio.create_task(reach_alone("stream.brought"))
+    await asyncio.sleep(0.05)
+    print(standing.done())
+
+asyncio.run(main())
+"""
+
+
+def test_on_a_loop_one_stands_still_and_the_others_go_on():
+    told = run("stream.brought=pause:600s", STAND_STILL_ALONE)
+
+    assert told.stdout.split() == ["False"]
+    assert run(None, STAND_STILL_ALONE).stdout.split() == ["True"]
 
 
 def test_a_place_can_raise_what_nobody_expects():
@@ -73,6 +98,6 @@ def test_every_place_is_passed_exactly_once_in_the_code_and_no_other():
     passed: list[str] = []
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            passed += re.findall(r'failpoints\.reach\("([a-z._]+)"\)', path.read_text())
+            passed += re.findall(r'failpoints\.reach(?:_alone)?\("([a-z._]+)"\)', path.read_text())
 
     assert sorted(passed) == sorted(failpoints.PLACES)
