@@ -9,8 +9,9 @@
  *
  * Lines on standard output: {"connected_s"} when every handshake is answered, {"served_s"} when
  * every reading client has its first frame, both since the start; and for each line "report" on
- * standard input what came since the last one. The end of standard input ends it. Instants are the
- * wall clock's, in microseconds. Exit code 1 with a line on standard error: it could not go on.
+ * standard input what came since the last one: by number who has seen it and when, and in "all" since
+ * when everybody who reads has seen at least a number (numbers rise, and a frame may stand for those
+ * before it). The end of standard input ends it. Instants are the wall clock's, in microseconds. Exit code 1 with a line on standard error: it could not go on.
  *
  * Frames from a server: https://www.rfc-editor.org/rfc/rfc6455#section-5.2 */
 
@@ -47,10 +48,16 @@ struct number {
     uint32_t clients;
 };
 
+struct floor {
+    int64_t number, at_us;
+};
+
 static struct client *clients;
 static struct number numbers[MOST_NUMBERS];
+static struct floor floors[MOST_NUMBERS];
 static int poller, count, at_once, begun, open_now, silent_count, served_count, lost;
-static int said_connected, said_served, used_numbers;
+static int said_connected, said_served, used_numbers, used_floors, at_lowest;
+static int64_t lowest = -1; /* the least number that a reading client has come to */
 static struct sockaddr_in server;
 static const char *mark, *request;
 static char **hellos;
@@ -76,7 +83,6 @@ static void begin_one(void)
 {
     struct client *client = &clients[begun];
     client->silent = begun++ < silent_count;
-    client->last = -1;
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (client->fd < 0)
         die("socket");
@@ -143,11 +149,32 @@ static void opened(struct client *client)
         begin_one();
 }
 
+static void find_lowest(void)
+{
+    lowest = INT64_MAX;
+    for (int i = silent_count; i < count; i++) {
+        if (clients[i].last < lowest) {
+            lowest = clients[i].last;
+            at_lowest = 0;
+        }
+        at_lowest += clients[i].last == lowest;
+    }
+}
+
 static void note(struct client *client, int64_t number, int64_t at_us)
 {
     if (number == client->last)
         return;
+    int was_lowest = client->last == lowest;
     client->last = number;
+    if (was_lowest && !--at_lowest) {
+        find_lowest();
+        if (used_floors == MOST_NUMBERS) {
+            errno = ENOSPC;
+            die("too many numbers");
+        }
+        floors[used_floors++] = (struct floor){lowest, at_us};
+    }
     int at = used_numbers - 1;
     while (at >= 0 && numbers[at].number != number)
         at--;
@@ -308,9 +335,12 @@ static void report(void)
     for (int i = 0; i < used_numbers; i++)
         printf("%s[%lld, %u, %lld, %lld]", i ? ", " : "", (long long)numbers[i].number, numbers[i].clients,
                (long long)numbers[i].first_us, (long long)numbers[i].last_us);
+    printf("], \"all\": [");
+    for (int i = 0; i < used_floors; i++)
+        printf("%s[%lld, %lld]", i ? ", " : "", (long long)floors[i].number, (long long)floors[i].at_us);
     printf("]}\n");
     frames = bytes = 0;
-    used_numbers = 0;
+    used_numbers = used_floors = 0;
 }
 
 /* Whether to go on. */
@@ -342,11 +372,14 @@ int main(int argc, char **argv)
     request = argv[6];
     hellos = argv + 7;
     hello_count = argc - 7;
+    at_lowest = count - silent_count;
     clients = calloc((size_t)count, sizeof *clients);
     poller = epoll_create1(0);
     struct epoll_event input = {.events = EPOLLIN, .data.ptr = NULL};
     if (!clients || poller < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, STDIN_FILENO, &input) < 0)
         die("start");
+    for (int i = 0; i < count; i++)
+        clients[i].last = lowest;
     started_us = now_us();
     while (begun < count && begun < at_once)
         begin_one();

@@ -1,4 +1,4 @@
-"""The watchers of `bench/fanout.py`: thousands of WebSocket clients in one process of C, and what they saw.
+"""Thousands of WebSocket clients in one process of C, and what they saw.
 
 The sources beside this file are compiled when a bench runs. Instants are the wall clock's, in µs.
 """
@@ -71,13 +71,15 @@ class Shown:
 
 @dataclass(slots=True)
 class Seen:
-    """What came to all watchers: `by_number` has every frame that could be read."""
+    """What came to all watchers: `by_number` has every frame that could be read, `all_at_least` the
+    instants since when everybody who reads has seen at least a number, as (instant, number)."""
 
     frames: int = 0
     bytes: int = 0
     lost: int = 0
     cpu_s: float = 0.0
     by_number: dict[int, Shown] = field(default_factory=dict)
+    all_at_least: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, report: Any) -> None:
         """Add what came since the last report."""
@@ -88,6 +90,7 @@ class Seen:
             known = self.by_number.setdefault(number, Shown(0, first_us, last_us))
             known.clients += clients
             known.last_us = max(known.last_us, last_us)
+        self.all_at_least += [(at_us, number) for number, at_us in report["all"]]
 
 
 class Watchers:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import _actions, _cpu, _report, _watching
+from bench import _actions, _cpu, _report, _sending, _watchers
 from bench.feed import STAGES, Track, stages_ms
 from bench.stream import REJECTED_SHARE, Traffic
 from core import actions
@@ -136,15 +136,25 @@ def test_a_place_shows_a_revision_when_it_first_shows_that_or_a_later_one():
 
 
 def test_an_action_is_followed_through_its_revision():
-    done = _watching.Done(
+    done = _sending.Done(
         actions=[(0, 0, 202), (1_000, 3_000, 202), (2_000, 3_000, 202)],
         records=[(6_000, 5)],
         boards=[(5_000, 5)],
-        frames=[[(9_000, 5)], [(8_000, 4), (11_000, 6)]],
         late_ms=0.0,
         cpu_s=0.0,
     )
-    times, missing = stages_ms(done, {1: (4_000, 5), 2: (4_500, 9)}, warm_s=0.001)
+    seen = _watchers.Seen()
+    seen.add(
+        {
+            "frames": 3,
+            "bytes": 0,
+            "lost": 0,
+            "cpu_s": 0.0,
+            "seen": [(4, 1, 8_000, 8_000), (5, 1, 9_000, 9_000), (6, 1, 11_000, 11_000)],
+            "all": [(4, 9_000), (5, 11_000)],
+        }
+    )
+    times, missing = stages_ms(done, seen, {1: (4_000, 5), 2: (4_500, 9)}, warm_s=0.001)
 
     assert times == dict(zip(STAGES, [[2.0], [3.0], [5.0], [4.0], [8.0], [10.0]], strict=True))
     assert missing == 1

@@ -1,24 +1,21 @@
-"""Sender and watchers of `bench/feed.py`, in one process, so that one clock times them all.
+"""The sender of `bench/feed.py`, and what is seen of its actions on the way.
 
 Sends single actions at random instants (a Poisson process: equal gaps would beat with the feed's
 own), and notes when each was answered, when each record of `board.changed` came to a stock
-consumer, when the board in Valkey showed a revision, and when each WebSocket got each frame.
-Instants are the wall clock's, in µs, as Postgres stamps its commits on the same machine. An action
-begins at the instant it was due, whether or not the sender was on time.
+consumer, and when the board in Valkey showed a revision. Instants are the wall clock's, in µs, as
+Postgres stamps its commits on the same machine. An action begins at the instant it was due, whether
+or not the sender was on time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import random
 import re
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 import msgspec
@@ -31,14 +28,13 @@ from core.topics import BOARD_CHANGED
 from core.words import MAIN_PERIOD
 from storage.redis.keys import board
 
-LOOK_EVERY_S: Final = 0.002
+LOOK_EVERY_S: Final = 0.005
 _SENDERS: Final = 32
 _MOST_SENDERS: Final = 128
 _ANSWER_S: Final = 15.0
 _SETTLE_S: Final = 2.0
 
-PING: Final = b"{}"
-"""Centrifuge's own; the answer is the same."""
+_REVISION: Final = re.compile(rb'"revision":(\d+)')
 
 Seen = tuple[int, int]
 """(instant in µs, revision)."""
@@ -47,15 +43,10 @@ Seen = tuple[int, int]
 class Task(msgspec.Struct, kw_only=True):
     host: str
     http_port: int
-    feed_port: int
     bootstrap: str
     redis_url: str
     token: str
     run: str
-    path: str
-    hellos: tuple[str, ...]
-    mark: str
-    clients: int
     per_s: float
     seconds: float
     users: int
@@ -63,12 +54,11 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class Done(msgspec.Struct, kw_only=True):
-    """`actions`: (due, answered, status) by number; frames by client."""
+    """`actions`: (due, answered, status) by number."""
 
     actions: list[tuple[int, int, int]]
     records: list[Seen]
     boards: list[Seen]
-    frames: list[list[Seen]]
     late_ms: float
     cpu_s: float
 
@@ -77,91 +67,17 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-class Watcher(asyncio.Protocol):
-    """One WebSocket client: keeps the instant and the revision of every frame that shows one."""
-
-    def __init__(
-        self, task: Task, revision_of: Callable[[bytes], int | None], opened: asyncio.Future[None]
-    ) -> None:
-        self.seen: list[Seen] = []
-        self._task, self._revision_of, self._opened = task, revision_of, opened
-        self._transport: asyncio.Transport | None = None
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        task = self._task
-        self._transport.write(
-            f"GET {task.path} HTTP/1.1\r\nHost: {task.host}:{task.feed_port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self._opened.done():
-            self._opened.set_exception(ConnectionError("the feed closed a socket"))
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        at_us = now_us()
-        received = self._received + data
-        if not self._opened.done():
-            head, end, received = received.partition(b"\r\n\r\n")
-            if not end:
-                self._received = head
-                return
-            if not head.startswith(b"HTTP/1.1 101"):
-                self._opened.set_exception(ConnectionError(head.decode(errors="replace")[:300]))
-                return
-            self._opened.set_result(None)
-            for hello in self._task.hellos:
-                self._say(1, hello.encode())
-        while (frame := _frame(received)) is not None:
-            code, payload, received = frame
-            if code == 1 and payload == PING:
-                self._say(1, PING)
-            elif code == 1 and (revision := self._revision_of(payload)) is not None:
-                self.seen.append((at_us, revision))
-            elif code == 9:
-                self._say(10, payload)
-        self._received = received
-
-    def _say(self, opcode: int, payload: bytes) -> None:
-        """One short frame; the mask is four zeros."""
-        if self._transport is not None:
-            self._transport.write(bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
-
-
-def _frame(received: bytes) -> tuple[int, bytes, bytes] | None:
-    """Opcode and payload of the first whole frame, and what follows it (RFC 6455 §5.2, unmasked)."""
-    if len(received) < 2:
-        return None
-    begin, size = 2, received[1] & 0x7F
-    if size == 126:
-        begin, size = 4, int.from_bytes(received[2:4], "big")
-    elif size == 127:
-        begin, size = 10, int.from_bytes(received[2:10], "big")
-    if len(received) < begin + size:
-        return None
-    return received[0] & 0x0F, received[begin : begin + size], received[begin + size :]
-
-
-class Watching:
+class Sending:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._ended = threading.Event()
         self._records: list[Seen] = []
         self._boards: list[Seen] = []
         self._answers: dict[int, tuple[int, int, int]] = {}
-        self._frames: dict[bytes, int | None] = {}
-        self._revision = re.compile(re.escape(task.mark.encode()) + rb"(\d+)")
         self._lost = 0
 
     async def run(self) -> Done:
-        loop, task = asyncio.get_running_loop(), self._task
+        loop = asyncio.get_running_loop()
         assigned = threading.Event()
         threads = [
             threading.Thread(target=self._consume, args=(assigned,), daemon=True),
@@ -169,7 +85,6 @@ class Watching:
         ]
         for thread in threads:
             thread.start()
-        watchers = await asyncio.gather(*(self._watch(loop) for _ in range(task.clients)))
         if not await asyncio.to_thread(assigned.wait, 30):
             raise TimeoutError("Kafka assigned no partitions")
         begun_cpu_s = time.process_time()
@@ -177,36 +92,15 @@ class Watching:
         await asyncio.sleep(_SETTLE_S)
         cpu_s = time.process_time() - begun_cpu_s
         self._ended.set()
-        for watcher in watchers:
-            watcher.close()
         for thread in threads:
             await asyncio.to_thread(thread.join)
         return Done(
             actions=[self._answers[number] for number in sorted(self._answers)],
             records=self._records,
             boards=self._boards,
-            frames=[watcher.seen for watcher in watchers],
             late_ms=late_us / 1000,
             cpu_s=cpu_s,
         )
-
-    async def _watch(self, loop: asyncio.AbstractEventLoop) -> Watcher:
-        task = self._task
-        opened: asyncio.Future[None] = loop.create_future()
-        _, watcher = await loop.create_connection(
-            lambda: Watcher(task, self._revision_of, opened),
-            task.host,
-            task.feed_port,
-        )
-        await opened
-        return watcher
-
-    def _revision_of(self, frame: bytes) -> int | None:
-        """All clients get the same bytes, so each frame is read once; None: it shows no board."""
-        if frame not in self._frames:
-            found = self._revision.search(frame)
-            self._frames[frame] = None if found is None else int(found[1])
-        return self._frames[frame]
 
     async def _send(self, loop: asyncio.AbstractEventLoop) -> float:
         """Send all actions and wait for their answers; how late the latest was sent, in µs."""
@@ -272,12 +166,13 @@ class Watching:
             if message is None or message.error() is not None:
                 continue
             at_us = now_us()
-            if message.key() == MAIN_PERIOD.encode():
-                self._records.append((at_us, int(json.loads(cast(Any, message.value()))["revision"])))
+            found = _REVISION.search(cast(Any, message.value()))
+            if found is not None and message.key() == MAIN_PERIOD.encode():
+                self._records.append((at_us, int(found[1])))
         consumer.close()
 
     def _look(self) -> None:
-        """Valkey tells nobody, so it is asked every 2 ms."""
+        """Valkey tells nobody, so it is asked every 5 ms."""
         meta, last = board(MAIN_PERIOD)[2], -1
         with redis.Redis.from_url(self._task.redis_url) as client:
             while not self._ended.wait(LOOK_EVERY_S):
@@ -290,7 +185,7 @@ class Watching:
 
 def main() -> int:
     task: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(Watching(task).run())))
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(Sending(task).run())))
     return 0
 
 
