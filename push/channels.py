@@ -10,6 +10,7 @@ Nothing is sent here: `push.hub` does that.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -24,15 +25,37 @@ BURST: Final = 512
 10 µs each. A turn may serve almost twice as many."""
 
 
+class Flow(Protocol):
+    """What a sink tells of its socket; `push.hub.Hub` hears it."""
+
+    def block(self, reader: Reader) -> None:
+        """The reader's socket takes no more bytes."""
+
+    def unblock(self, reader: Reader) -> None:
+        """It takes bytes again."""
+
+    def leave(self, reader: Reader) -> None:
+        """It takes no more frames."""
+
+
 class Sink(Protocol):
     """Where a reader's frames go."""
+
+    @property
+    def file(self) -> int:
+        """The descriptor that frames are given to while the reader is not blocked; it stays open until
+        the reader has left."""
 
     @property
     def compressed(self) -> bool:
         """Whether it takes compressed frames; settled before anything is written."""
 
+    def attach(self, flow: Flow, reader: Reader) -> None:
+        """From now on, and at once if it is full, say how its socket does, on the reader's behalf."""
+
     def write(self, frame: bytes) -> None:
-        """Write a whole frame, or drop it if the socket is going away. Never waits."""
+        """Write a whole frame, or what its descriptor has not taken of one; or drop it if the socket is
+        going away. Never waits: what cannot be written now is kept, and the hub told."""
 
     def end(self, code: CloseCode) -> None:
         """Begin to close; nothing is written afterwards, and its readers leave the hub."""
@@ -137,7 +160,7 @@ class Cohort:
     by itself until it has caught up: `apart` is that reader.
     """
 
-    __slots__ = ("apart", "channel", "compressed", "dialect", "kept", "pace", "queued", "readers")
+    __slots__ = ("_files", "apart", "channel", "compressed", "dialect", "kept", "pace", "queued", "readers")
 
     def __init__(self, reader: Reader, pace: Pace, kept: bytes | None = None) -> None:
         self.channel, self.dialect = reader.channel, reader.dialect
@@ -146,6 +169,18 @@ class Cohort:
         self.pace, self.kept = pace, kept
         self.apart: Reader | None = None
         self.queued = False
+        self._files: array[int] | None = None
+
+    @property
+    def files(self) -> array[int]:
+        """The descriptors of the readers' sinks, in their order.
+
+        Kept side by side: a frame for everybody finds its way cold, and each object that has to be
+        looked at on it costs as much as a hundred instructions.
+        """
+        if self._files is None:
+            self._files = array("i", [reader.sink.file for reader in self.readers])
+        return self._files
 
     @property
     def likeness(self) -> Any:
@@ -163,6 +198,12 @@ class Cohort:
         self.readers.update(other.readers)
         self.pace.next_at_ms = max(self.pace.next_at_ms, other.pace.next_at_ms)
         other.readers = {}
+        self._files = other._files = None
+
+    def drop(self, reader: Reader) -> None:
+        """Let a reader go."""
+        del self.readers[reader]
+        self._files = None
 
 
 class Reader:
@@ -205,7 +246,7 @@ class Reader:
         """A cohort of this reader alone, as far as its old one was."""
         cohort = self.cohort
         if len(cohort.readers) > 1:
-            del cohort.readers[self]
+            cohort.drop(self)
             cohort = self.cohort = Cohort(self, cohort.pace.copy(), cohort.kept)
         cohort.apart = self
         return cohort

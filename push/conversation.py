@@ -314,7 +314,6 @@ class Conversation:
         dialect = centrifuge.dialect(request.channel, delta)
         reader = hub.follow(self._socket, dialect, period, kept=kept)
         self._followed[request.channel] = reader
-        self._socket.attach(hub, reader)
 
     async def _watch(self, id_: int, request: centrifuge.Subscribe, user_id: str) -> None:
         if not is_user_id(user_id) or user_id != self.user_id:

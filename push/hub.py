@@ -7,13 +7,15 @@ timer per reader: readers that have been sent the same stand together in a cohor
 may not be spoken to yet in a wheel of time slots, which one timer turns. A frame to a reader of a
 cohort costs its write and no more, a publication that nobody may receive yet one assignment.
 
-No I/O of its own and no clock of its own: sockets are sinks, time is a function, waking up is
-somebody else's timer. Not thread-safe: everything happens on one event loop.
+No I/O of its own and no clock of its own: sockets are sinks and descriptors, giving bytes to one and
+time are functions, waking up is somebody else's timer. Not thread-safe: everything happens on one
+event loop.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -43,7 +45,8 @@ class Hub:
     """All channels and their readers.
 
     `clock_ms` is a monotonic clock. `wake_in` must call `Hub.wake` once, that many ms from now,
-    instead of any wake-up asked for before.
+    instead of any wake-up asked for before. `give` gives a frame to a descriptor and says how many
+    bytes it took, or raises OSError: it takes none now, or never again.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Hub:
         gap_ms: float = 100.0,
         tick_ms: float = 50.0,
         stall_limit_ms: float = 10_000.0,
+        give: Callable[[int, bytes], int] = os.write,
     ) -> None:
         self.channels = {period: Channel(period) for period in periods}
         self._clock_ms, self._wake_in = clock_ms, wake_in
         self._gap_ms = gap_ms + MARGIN_MS if gap_ms else 0.0
         self._tick_ms = tick_ms
         self._stall_limit_ms = stall_limit_ms
+        self._give = give
         self._due: deque[Cohort] = deque()
         self._wheel: dict[int, list[Cohort]] = {}
         self._woken_at_ms = math.inf
@@ -120,9 +125,7 @@ class Hub:
         """
         channel = self.channels[period]
         reader = Reader(sink, dialect, channel, expires_at_s)
-        channel.readers[reader] = None
-        if expires_at_s is not None:
-            self._expiring[reader] = None
+        self._enter(reader)
         if (welcome := dialect.welcome) is not None:
             reader.notices[_WELCOME] = lambda position: welcome(user_id, position)
         WEBSOCKET_CONNECTIONS.labels(dialect.name).inc()
@@ -146,10 +149,8 @@ class Hub:
         channel = self.channels[period]
         reader = Reader(sink, dialect, channel, expires_at_s, kept if dialect.keeps else None)
         reader.pace.saw(channel.sequence.version)
-        channel.readers[reader] = None
         channel.idle[reader.cohort] = None
-        if expires_at_s is not None:
-            self._expiring[reader] = None
+        self._enter(reader)
         return reader
 
     def leave(self, reader: Reader) -> None:
@@ -159,7 +160,7 @@ class Hub:
         reader.gone = True
         channel, cohort = reader.channel, reader.cohort
         del channel.readers[reader]
-        del cohort.readers[reader]
+        cohort.drop(reader)
         if not cohort.readers:
             channel.idle.pop(cohort, None)
         self._blocked.pop(reader, None)
@@ -247,6 +248,12 @@ class Hub:
         if reader.pace.blocked_since_ms is not None or not reader.notices:
             self.end(reader, code)
 
+    def _enter(self, reader: Reader) -> None:
+        reader.channel.readers[reader] = None
+        if reader.expires_at_s is not None:
+            self._expiring[reader] = None
+        reader.sink.attach(self, reader)
+
     def _notify(self, reader: Reader, code: str, message: str) -> None:
         error = reader.dialect.error if isinstance(reader.dialect, Dialect) else None
         if error is None or reader.gone or reader.ending is not None:
@@ -325,13 +332,32 @@ class Hub:
             cohort.kept = channel.publication(pace.seen)
         merged = pace.saw(channel.sequence.version) * len(cohort.readers)
         pace.spoke(now_ms, gap_ms)
-        # A socket that becomes full leaves its cohort while this goes on.
-        for reader in tuple(cohort.readers):
-            reader.sink.write(frame)
+        self._write(cohort, frame)
         failpoints.reach("push.written")
         # The last was written ms after the first.
         pace.spoke(self._clock_ms(), gap_ms)
         return merged
+
+    def _write(self, cohort: Cohort, frame: bytes) -> None:
+        """Give a frame to every reader of a cohort.
+
+        Nothing waits to be written to any of them, else its sink were full and the reader apart: so the
+        frame goes straight to the descriptors. What one does not take its sink must keep.
+        """
+        give, size_bytes = self._give, len(frame)
+        short: list[tuple[int, int]] = []
+        for place, file in enumerate(cohort.files):
+            try:
+                taken = give(file, frame)
+            except OSError:
+                taken = 0
+            if taken != size_bytes:
+                short.append((place, taken))
+        if short:
+            # A socket that is full leaves its cohort.
+            readers = list(cohort.readers)
+            for place, taken in short:
+                readers[place].sink.write(frame[taken:])
 
     def _send_notice(self, reader: Reader, dialect: Dialect, now_ms: float) -> None:
         code = next(iter(reader.notices))

@@ -1,8 +1,14 @@
 """Sockets that take prepared frames, and the HTTP doorstep before them.
 
-`PreparedSocket` is uvicorn's WebSocket protocol with one thing more: the hub may write a ready
-frame straight to its transport, and hears when the socket is full and when it drains; and it is
+`PreparedSocket` is uvicorn's WebSocket protocol with one thing more: the hub may give a ready
+frame straight to its descriptor, and hears when the socket is full and when it drains; and it is
 pinged by whoever serves it (`push.keepalive`). The handshake, reading and closing stay uvicorn's.
+
+A transport writes at once what it is given, and is full as soon as it has to keep a byte
+(`_bound_buffers`). So where the hub knows of no fullness nothing waits in between, and what goes
+past the transport comes in its turn. A connection leaves the hub before it says its last word, and
+thereby before its descriptor is closed and becomes another's.
+
 It leans on attributes of uvicorn 0.54 that are not promised (`transport`, `close_sent`, `conn`,
 `queue`, …); tests/push/test_prepared.py pins them.
 """
@@ -19,13 +25,13 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
+from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from push import frames
-from push.channels import Reader
+from push.channels import Flow, Reader
 from push.close_codes import OURS, CloseCode, Wording
-from push.hub import Hub
 
 EXTENSION: Final = "trueboard.prepared"
 """Where an ASGI handler finds the protocol in its scope's `extensions`."""
@@ -48,6 +54,9 @@ A reader that stalled and comes back within it learns why it was closed."""
 
 SHUTDOWN_GRACE_S: Final = 1.0
 
+NO_FILE: Final = -1
+"""No descriptor: what is given to it is refused."""
+
 HEAD_DEADLINE_S: Final = 5.0
 """How long a request's head may take; uvicorn itself would wait for ever."""
 
@@ -67,13 +76,17 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
 class PreparedSocket(WebSocketsSansIOProtocol):
     """One WebSocket connection; a `push.hub.Sink` for any number of readers."""
 
+    # The dictionary of uvicorn's own attributes is full: one more would double it.
+    __slots__ = ("_flow", "_readers", "awaited", "closing", "compressed", "file")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_GRACE_S
         self.compressed = False
+        self.file = NO_FILE
         self.closing: Wording = OURS
         """In which protocol's words this socket is closed."""
-        self._hub: Hub | None = None
+        self._flow: Flow | None = None
         self._readers: tuple[Reader, ...] = ()
         self.awaited: bytes | None = None
         """A short text that the client is to say, only to show that it is there: it is taken here."""
@@ -83,12 +96,12 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     # For the hub
 
-    def attach(self, hub: Hub, reader: Reader) -> None:
-        """From now on the hub hears of this socket's back-pressure on the reader's behalf."""
-        self._hub = hub
+    def attach(self, flow: Flow, reader: Reader) -> None:
+        self._flow = flow
         self._readers = (*self._readers, reader)
-        if not self.writable.is_set():
-            hub.block(reader)
+        # Asked of the transport: a socket that was full before the upgrade told the doorstep.
+        if self.waiting_bytes:
+            flow.block(reader)
 
     def detach(self, reader: Reader) -> None:
         self._readers = tuple(known for known in self._readers if known is not reader)
@@ -132,15 +145,15 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def _leave(self) -> None:
         readers, self._readers = self._readers, ()
-        if self._hub is not None:
+        if self._flow is not None:
             for reader in readers:
-                self._hub.leave(reader)
+                self._flow.leave(reader)
 
     # What uvicorn calls
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
-        _bound_buffers(self.transport)
+        self.file = _bound_buffers(self.transport)
 
     def data_received(self, data: bytes) -> None:
         # Almost all that readers ever say. That something else looks like it is as good as impossible:
@@ -175,18 +188,33 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._hub is not None:
+        if self._flow is not None:
             for reader in self._readers:
-                self._hub.block(reader)
+                self._flow.block(reader)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._hub is not None:
+        if self._flow is not None:
             for reader in self._readers:
-                self._hub.unblock(reader)
+                # What one of them is sent may fill it again.
+                if self.writable.is_set():
+                    self._flow.unblock(reader)
+
+    def handle_close(self, event: Frame) -> None:
+        self._leave()
+        super().handle_close(event)
+
+    def handle_parser_exception(self) -> None:
+        self._leave()
+        super().handle_parser_exception()
+
+    def keepalive_timeout(self) -> None:
+        self._leave()
+        super().keepalive_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+        self.file = NO_FILE
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -211,8 +239,11 @@ def _is_frame(data: bytes, opcode: int, payload: bytes) -> bool:
     return size <= 4 and mask ^ masked == int.from_bytes(payload)
 
 
-def _bound_buffers(transport: asyncio.Transport) -> None:
-    """Full as soon as the kernel takes no more, and that soon: then at most one frame waits here."""
+def _bound_buffers(transport: asyncio.Transport) -> int:
+    """Full as soon as the kernel takes no more, and that soon: then at most one frame waits here.
+
+    The transport's descriptor.
+    """
     transport.set_write_buffer_limits(high=0)
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -220,6 +251,7 @@ def _bound_buffers(transport: asyncio.Transport) -> None:
         # A peer that vanished acknowledges nothing: the kernel gives up instead of trying for minutes.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    return NO_FILE if sock is None else int(sock.fileno())
 
 
 class Stream:
@@ -228,17 +260,16 @@ class Stream:
     compressed = False
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        self.file = _bound_buffers(transport)
         self.ended = asyncio.Event()
         self._transport = transport
-        self._hub: Hub | None = None
+        self._flow: Flow | None = None
         self._reader: Reader | None = None
-        self._full = False
 
-    def attach(self, hub: Hub, reader: Reader) -> None:
-        """From now on the hub hears of this stream's back-pressure."""
-        self._hub, self._reader = hub, reader
-        if self._full:
-            hub.block(reader)
+    def attach(self, flow: Flow, reader: Reader) -> None:
+        self._flow, self._reader = flow, reader
+        if self._transport.get_write_buffer_size():
+            flow.block(reader)
 
     def write(self, frame: bytes) -> None:
         if not self.ended.is_set() and not self._transport.is_closing():
@@ -261,18 +292,16 @@ class Stream:
     def leave(self) -> None:
         """Nothing is written any more."""
         self.ended.set()
-        if self._hub is not None and self._reader is not None:
-            self._hub.leave(self._reader)
+        if self._flow is not None and self._reader is not None:
+            self._flow.leave(self._reader)
 
     def fill(self) -> None:
-        self._full = True
-        if self._hub is not None and self._reader is not None:
-            self._hub.block(self._reader)
+        if self._flow is not None and self._reader is not None:
+            self._flow.block(self._reader)
 
     def drain(self) -> None:
-        self._full = False
-        if self._hub is not None and self._reader is not None:
-            self._hub.unblock(self._reader)
+        if self._flow is not None and self._reader is not None:
+            self._flow.unblock(self._reader)
 
 
 class Doorstep(HttpToolsProtocol):
@@ -294,7 +323,6 @@ class Doorstep(HttpToolsProtocol):
         self.cycle.response_started = True
         self.cycle.response_complete = True
         self.cycle.keep_alive = False
-        _bound_buffers(self.transport)
         self._stream = Stream(self.transport)
         self.transport.write(head)
         return self._stream

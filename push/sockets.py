@@ -89,7 +89,6 @@ class Sockets:
         reader = self._hub.join(
             socket, dialect, period, user_id=admitted.user_id, expires_at_s=admitted.expires_at_s
         )
-        socket.attach(self._hub, reader)
         self._rounds.add(socket)
         self._identified.add(reader, admitted)
         opened_at_s, said = self._clock_s(), 0

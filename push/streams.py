@@ -153,7 +153,6 @@ class Streams:
             to_send = [(publication_words(view, None), view.position)]
         stream.write(b"".join(sse.event(*one) for one in to_send))
         reader = self._hub.follow(stream, sse.DIALECT, period, expires_at_s=admitted.expires_at_s)
-        stream.attach(self._hub, reader)
         self._identified.add(reader, admitted)
         return reader
 

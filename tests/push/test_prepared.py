@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from core.words import MAIN_PERIOD
 from push import prepared
+from push.channels import Reader
 from push.close_codes import CloseCode
 from push.prepared import Doorstep, PreparedSocket
 from push.server import feed_app, server_for
@@ -63,7 +67,10 @@ def test_a_socket_has_the_attributes_leant_on(bare: Any, attribute: str) -> None
         (WebSocketsSansIOProtocol, "connection_made", ["self", "transport"]),
         (WebSocketsSansIOProtocol, "connection_lost", ["self", "exc"]),
         (WebSocketsSansIOProtocol, "data_received", ["self", "data"]),
+        (WebSocketsSansIOProtocol, "handle_close", ["self", "event"]),
         (WebSocketsSansIOProtocol, "handle_connect", ["self", "event"]),
+        (WebSocketsSansIOProtocol, "handle_parser_exception", ["self"]),
+        (WebSocketsSansIOProtocol, "keepalive_timeout", ["self"]),
         (WebSocketsSansIOProtocol, "pause_writing", ["self"]),
         (WebSocketsSansIOProtocol, "resume_writing", ["self"]),
         (WebSocketsSansIOProtocol, "send", ["self", "message"]),
@@ -115,6 +122,115 @@ async def test_a_full_socket_is_seen_by_the_hub_and_a_drained_one_too(run_feed: 
 
     assert drained
     assert f'"revision":{revision + 1}}}'.encode() not in read, "only the latest is sent after a stall"
+
+
+class Flow:
+    """Remembers what a socket says of itself; whoever is unblocked first fills the socket again."""
+
+    def __init__(self) -> None:
+        self.blocked: list[Any] = []
+        self.unblocked: list[Any] = []
+        self.refill: Callable[[], None] = lambda: None
+
+    def block(self, reader: Any) -> None:
+        self.blocked.append(reader)
+
+    def unblock(self, reader: Any) -> None:
+        self.unblocked.append(reader)
+        self.refill()
+
+    def leave(self, reader: Any) -> None:
+        raise AssertionError("nobody leaves here")
+
+
+@dataclass
+class Transport:
+    """As much of one as tells how full it is."""
+
+    waiting_bytes: int = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting_bytes
+
+
+def test_a_socket_that_was_full_before_it_had_readers_says_so(bare: Any) -> None:
+    bare.transport, flow = Transport(1), Flow()
+
+    bare.attach(flow, "ada")
+
+    assert flow.blocked == ["ada"]
+
+
+def test_a_socket_that_is_full_again_unblocks_no_more_of_its_readers(bare: Any) -> None:
+    bare.transport, flow = Transport(), Flow()
+    bare.attach(flow, "ada")
+    bare.attach(flow, "eve")
+    bare.pause_writing()
+    flow.refill = bare.pause_writing
+
+    bare.resume_writing()
+
+    assert flow.unblocked == ["ada"]
+    assert flow.blocked[-2:] == ["ada", "eve"]
+
+
+async def test_frames_go_to_a_descriptor_that_never_waits(run_feed: RunFeed) -> None:
+    async with run_feed() as running:
+        raw = await raw_reader(running.feed.port, "/ws/scores", "ada")
+        readers = running.feed.hub.channels[MAIN_PERIOD].readers
+        await running.until(lambda: len(readers) == 1)
+        (reader,) = readers
+        open_file, waits = reader.sink.file, os.get_blocking(reader.sink.file)
+        raw.close()
+        await running.until(lambda: reader.sink.file != open_file)
+
+    assert not waits
+    assert reader.sink.file == prepared.NO_FILE
+
+
+@dataclass
+class Recorder:
+    """A transport that notes, at each write, whether the reader was still in the hub."""
+
+    transport: Any
+    reader: Reader
+    in_hub: list[bool] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.in_hub.append(not self.reader.gone)
+        self.transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"\x88\x80\0\0\0\0", id="the client says goodbye"),
+        pytest.param(b"\x81\x01a", id="the client says what no client may"),
+        pytest.param(None, id="the client answers no ping"),
+    ],
+)
+async def test_a_socket_has_left_the_hub_when_it_says_its_last_word(
+    run_feed: RunFeed, said: bytes | None
+) -> None:
+    async with run_feed() as running:
+        raw = await raw_reader(running.feed.port, "/ws/scores", "ada")
+        readers = running.feed.hub.channels[MAIN_PERIOD].readers
+        await running.until(lambda: len(readers) == 1)
+        (reader,) = readers
+        sink: Any = reader.sink
+        recorder = sink.transport = Recorder(sink.transport, reader)
+        if said is None:
+            sink.visit()
+            sink.visit()
+        else:
+            await asyncio.get_running_loop().sock_sendall(raw, said)
+        await running.until(lambda: reader.gone)
+        raw.close()
+
+    assert recorder.in_hub[-1] is False
 
 
 async def test_nothing_follows_a_close_frame(run_feed: RunFeed) -> None:

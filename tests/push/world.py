@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.words import MAIN_PERIOD
-from push.channels import Dialect, Reader
+from push.channels import Dialect, Flow, Reader
 from push.close_codes import CloseCode
 from push.hub import Hub
 
@@ -32,16 +32,43 @@ class Written:
 
 @dataclass(eq=False)
 class Socket:
-    """A sink; once `room` frames are in it, it tells the hub that it is full."""
+    """A sink; once `room` frames are in it, it tells the hub that it is full.
+
+    Of the frame that fills it, its descriptor takes but a part, or nothing at all: the rest waits in
+    the sink, and whatever comes before that has left would be read as a part of it.
+    """
 
     world: World
+    file: int
     room: float = math.inf
     written: list[Written] = field(default_factory=list)
     closed: CloseCode | None = None
     compressed: bool = False
     reader: Reader | None = None
+    taken: bytes = b""
+
+    def attach(self, flow: Flow, reader: Reader) -> None:
+        assert flow is self.world.hub
+        self.reader = reader
+
+    def give(self, frame: bytes) -> int:
+        """What the descriptor does with a frame: how many bytes of it are taken."""
+        assert self.room > 0, "what waits goes first"
+        assert self.reader is not None
+        assert not self.reader.gone, "the descriptor may be another's by now"
+        if self.room > 1:
+            self._read(frame)
+            return len(frame)
+        if self.file % 2:
+            raise BlockingIOError
+        self.taken = frame[:-1]
+        return len(self.taken)
 
     def write(self, frame: bytes) -> None:
+        self._read(self.taken + frame)
+        self.taken = b""
+
+    def _read(self, frame: bytes) -> None:
         assert self.closed is None, "nothing is written after the close frame"
         body = json.loads(frame[2:] if frame[1] < 126 else frame[4:] if frame[1] == 126 else frame[10:])
         self.written.append(Written(self.world.now_ms, body, self.world.position))
@@ -65,12 +92,14 @@ class World:
         self.now_ms = 1_000_000.0
         self._wake_at_ms = math.inf
         self.turns = 0
+        self.sockets: list[Socket] = []
         self.hub = Hub(
             [MAIN_PERIOD],
             clock_ms=lambda: self.now_ms,
             wake_in=self._wake_in,
             gap_ms=gap_ms,
             stall_limit_ms=stall_limit_ms,
+            give=lambda file, frame: self.sockets[file].give(frame),
         )
 
     @property
@@ -82,11 +111,10 @@ class World:
         return self.hub.channels[MAIN_PERIOD].sequence.position
 
     def join(self, dialect: Dialect, *, room: float = math.inf, expires_in_s: float | None = None) -> Socket:
-        socket = Socket(self, room)
+        socket = Socket(self, len(self.sockets), room)
+        self.sockets.append(socket)
         expires_at_s = None if expires_in_s is None else self.now_s + expires_in_s
-        socket.reader = self.hub.join(socket, dialect, MAIN_PERIOD, user_id="ada", expires_at_s=expires_at_s)
-        if socket.room <= 0:
-            self.hub.block(socket.reader)
+        self.hub.join(socket, dialect, MAIN_PERIOD, user_id="ada", expires_at_s=expires_at_s)
         return socket
 
     def drain(self, socket: Socket, room: float = math.inf) -> None:
