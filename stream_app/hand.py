@@ -13,7 +13,7 @@ from typing import Final
 from core import words
 from storage.followers import At
 from storage.postgres import arrays
-from storage.postgres.contents import Content, PeriodChange, PersonRow, Row
+from storage.postgres.contents import Content, PeriodChange, PersonRow
 from storage.postgres.deltas import Change, Link
 from storage.postgres.ledger import Appended, DeltaColumns, Position
 from stream_app.judging import Incoming, Person, Plan
@@ -37,23 +37,7 @@ def content_of(
     position = appended.position
     at = At(position.epoch, position.revision, position.digest.hex())
     content = Content(at, appended.committed_us)
-    judged, version = plan.judged, plan.rows.catalogue_version
-    content.rows = [
-        Row(
-            people[index].pid,
-            (record := incoming[index].record).action_id,
-            0,
-            record.type,
-            (judgement := judged[index]).verdict,
-            judgement.reason,
-            judgement.points,
-            incoming[index].occurred_us,
-            incoming[index].received_us,
-            version,
-            incoming[index].traceparent,
-        )
-        for index in plan.order
-    ]
+    content.rows = plan.rows.rows
     content.traceparent = next((item.traceparent for item in incoming if item.traceparent), None)
     who: dict[int, tuple[str, Person]] = {
         person.player: (item.record.user_id, person) for item, person in zip(incoming, people, strict=True)

@@ -18,6 +18,7 @@ from core.actions import SubmittedRecord
 from core.rates import MAX_EARLY_US, MAX_LATE_US, Judgement, Recent, Rules, effective_backfill
 from core.receipts import Reason
 from core.words import SCORE_MAX
+from storage.postgres.contents import Row
 from storage.postgres.ledger import LedgerRows
 
 
@@ -65,7 +66,7 @@ class Bounds:
 class Plan:
     """What one transaction is to write.
 
-    `rows` and `leaves` stand in the `order` of these indices. `points` and `reached_us` are per
+    `rows` and `leaves` are in one order. `points` and `reached_us` are per
     player with points, `presence` the first instant per player whose accepted actions are all
     worth nothing; `judged` the index of each record that is new, with its judgement, `repeated`
     the others.
@@ -73,7 +74,6 @@ class Plan:
 
     rows: LedgerRows
     leaves: list[bytes]
-    order: list[int] = field(default_factory=list)
     points: dict[int, int] = field(default_factory=dict)
     reached_us: dict[int, int] = field(default_factory=dict)
     presence: dict[int, int] = field(default_factory=dict)
@@ -84,7 +84,8 @@ class Plan:
 LEAP: Final = 1 << 40
 """Points of one action up to which a group's sum stays far within 64 bits."""
 
-_encode_reason = msgspec.json.Encoder().encode
+_New = tuple[str, int, Person, Incoming, Judgement, bool]
+"""One that is to be written: action id, player, and what its row is made of; backfill last."""
 
 
 def could_cross(rules: Rules, incoming: Sequence[Incoming]) -> bool:
@@ -123,10 +124,9 @@ def judge(
     reached_of: dict[int, int] = {}
     presence: dict[int, int] = {}
     scores = dict(bounds.scores) if bounds.scores is not None else None
-    backfills: dict[int, bool] = {}
-    for index, item in enumerate(incoming):
-        person, record = people[index], item.record
-        player = person.player
+    new: list[_New] = []
+    for index, (item, person) in enumerate(zip(incoming, people, strict=True)):
+        record, player = item.record, person.player
         key = (record.action_id, player)
         if key in taken or key in existing:
             repeated.append(index)
@@ -134,14 +134,14 @@ def judge(
         taken.add(key)
         recent = person.recent
         assert recent is not None
-        occurred_us, received_us = item.occurred_us, item.received_us
+        occurred_us, received_us, type_ = item.occurred_us, item.received_us, record.type
         backfill = effective_backfill(occurred_us, received_us, record.backfill, max_late_us, max_early_us)
         judgement = judge_one(
             recent,
             occurred_us=occurred_us,
             received_us=received_us,
             backfill=backfill,
-            type=record.type,
+            type=type_,
             client_points=record.points,
         )
         points = judgement.points
@@ -152,19 +152,23 @@ def judge(
             if accepted:
                 scores[player] = scores.get(player, 0) + points
         judged[index] = judgement
-        backfills[index] = backfill
-        recent.add(occurred_us, received_us, backfill, code_of(record.type), points, accepted)
+        new.append((record.action_id, player, person, item, judgement, backfill))
+        recent.add(occurred_us, received_us, backfill, code_of(type_), points, accepted)
         if not accepted:
             continue
         if points:
             points_of[player] = points_of.get(player, 0) + points
-            reached_of[player] = max(reached_of.get(player, received_us), received_us)
+            reached_us = reached_of.get(player)
+            if reached_us is None or reached_us < received_us:
+                reached_of[player] = received_us
         else:
             presence.setdefault(player, received_us)
     for player in points_of.keys() & presence.keys():
         del presence[player]
-    rows, leaves, order = _rows(people, incoming, judged, backfills, log, version)
-    return Plan(rows, leaves, order, points_of, reached_of, presence, judged, repeated)
+    # No two have action id and player in common, so nothing beyond those is ever compared.
+    new.sort()
+    rows, leaves = _rows(new, log, version)
+    return Plan(rows, leaves, points_of, reached_of, presence, judged, repeated)
 
 
 def forget(people: Sequence[Person]) -> None:
@@ -186,47 +190,46 @@ def _within_bounds(judgement: Judgement, score: int, lowest: int, version: str) 
     return Judgement("rejected", reason, judgement.points)
 
 
-def _rows(
-    people: Sequence[Person],
-    incoming: Sequence[Incoming],
-    judged: Mapping[int, Judgement],
-    backfills: Mapping[int, bool],
-    log: int,
-    version: str,
-) -> tuple[LedgerRows, list[bytes], list[int]]:
-    """Rows and leaves of the new judgements sorted by (action id, player), and that order's indices."""
-    keys = {index: (incoming[index].record.action_id, people[index].player) for index in judged}
-    order = sorted(judged, key=keys.__getitem__)
-    items = [incoming[index] for index in order]
-    records = [item.record for item in items]
-    judgements = [judged[index] for index in order]
-    reasons: dict[Reason | None, str] = {None: ""}
-    for judgement in judgements:
-        if judgement.reason not in reasons:
-            reasons[judgement.reason] = _encode_reason(judgement.reason).decode()
-    rows = LedgerRows(
-        action_ids=[record.action_id for record in records],
-        players=[people[index].player for index in order],
-        types=[record.type for record in records],
-        verdicts=[judgement.verdict for judgement in judgements],
-        reasons=[reasons[judgement.reason] for judgement in judgements],
-        points=[judgement.points for judgement in judgements],
-        occurred_us=[item.occurred_us for item in items],
-        received_us=[item.received_us for item in items],
-        backfill=[backfills[index] for index in order],
-        fingerprints=[record.fingerprint for record in records],
-        logs=[log] * len(order),
-        partitions=[item.partition for item in items],
-        offsets=[item.offset for item in items],
-        catalogue_version=version,
-    )
+def _rows(new: Sequence[_New], log: int, version: str) -> tuple[LedgerRows, list[bytes]]:
+    """Rows and leaves of what is new, in its order."""
+    told: list[Row] = []
+    leaves: list[bytes] = []
     tail = f",{digest.canonical(version).decode()}]"
-    # core.digest.row_leaf, with what is the same for the whole group made once.
-    leaves = [
-        (
-            f'["row","{people[index].pid}","{item.record.action_id}",0,"judged","{item.record.type}",'
-            f'"{judgement.verdict}",{judgement.points},{item.occurred_us},{item.received_us}{tail}'
-        ).encode()
-        for index, item, judgement in zip(order, items, judgements, strict=True)
-    ]
-    return rows, leaves, order
+    for action_id, _, person, item, judgement, _ in new:
+        pid, type_, occurred_us, received_us = (
+            person.pid,
+            item.record.type,
+            item.occurred_us,
+            item.received_us,
+        )
+        verdict, points = judgement.verdict, judgement.points
+        told.append(
+            Row(
+                pid,
+                action_id,
+                0,
+                type_,
+                verdict,
+                judgement.reason,
+                points,
+                occurred_us,
+                received_us,
+                version,
+                item.traceparent,
+            )
+        )
+        # core.digest.row_leaf, with what is the same for the whole group made once.
+        leaves.append(
+            f'["row","{pid}","{action_id}",0,"judged","{type_}","{verdict}",{points},'
+            f"{occurred_us},{received_us}{tail}".encode()
+        )
+    rows = LedgerRows(
+        log,
+        told,
+        players=[one[1] for one in new],
+        backfill=[one[5] for one in new],
+        fingerprints=[one[3].record.fingerprint for one in new],
+        partitions=[one[3].partition for one in new],
+        offsets=[one[3].offset for one in new],
+    )
+    return rows, leaves

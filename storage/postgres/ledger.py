@@ -9,19 +9,23 @@ it waits for.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import psycopg
 
 from core import digest, times
 from core.errors import TrueboardError, Unavailable
+from core.receipts import Reason
 from service import metrics
 from storage.postgres import arrays, connections
-from storage.postgres.arrays import InstantArray, Int8Array
+from storage.postgres.arrays import PG_EPOCH_US, InstantArray, Int8Array
 from storage.postgres.connections import CHANNEL, PLAN_LOCK, REVISION_LOCK, Connection
+from storage.postgres.contents import Row
 
 EXCLUSIVE_WAIT_MS: Final = 1_000
 """How long a writer other than the stream waits for batches to end, at a time."""
@@ -80,25 +84,15 @@ class PlayerRow:
 
 @dataclass(slots=True)
 class LedgerRows:
-    """Judged rows as columns, sorted by (action id, player). Instants are µs since 1970.
+    """Judged rows of one log, sorted by (action id, player), with what only the ledger has of each."""
 
-    A reason is JSON text, the empty string where there is none.
-    """
-
-    action_ids: list[str]
+    log: int
+    rows: list[Row]
     players: list[int]
-    types: list[str]
-    verdicts: list[str]
-    reasons: list[str]
-    points: list[int]
-    occurred_us: list[int]
-    received_us: list[int]
-    backfill: list[int]
+    backfill: list[bool]
     fingerprints: list[str]
-    logs: list[int]
     partitions: list[int]
     offsets: list[int]
-    catalogue_version: str
 
 
 @dataclass(slots=True)
@@ -448,29 +442,11 @@ class OpenBatch:
         Raises:
             Overtaken: one of them is there already; nothing of this transaction may stay.
         """
-        self._cursor.execute(
-            _INSERT_ROWS,
-            (
-                rows.catalogue_version,
-                batch,
-                ",".join(rows.action_ids),
-                arrays.int8s(rows.players),
-                ",".join(rows.types),
-                ",".join(rows.verdicts),
-                # JSON holds no control character, so one can stand between.
-                _BETWEEN.join(rows.reasons),
-                arrays.int8s(rows.points),
-                ",".join(rows.fingerprints),
-                arrays.instants(rows.occurred_us),
-                arrays.instants(rows.received_us),
-                arrays.int8s(rows.backfill),
-                arrays.int8s(rows.logs),
-                arrays.int8s(rows.partitions),
-                arrays.int8s(rows.offsets),
-            ),
-        )
-        if self._cursor.rowcount != len(rows.action_ids):
-            raise Overtaken("another batch has judged some of these actions")
+        try:
+            with self._cursor.copy(_COPY_ROWS) as copy:
+                copy.write(_copied(batch, rows))
+        except psycopg.errors.UniqueViolation as error:
+            raise Overtaken("another batch has judged some of these actions") from error
 
     def set_aside(self, log: int, partition: int, reasons: dict[int, str]) -> None:
         """Note records that are passed over: offset → reason."""
@@ -614,20 +590,55 @@ def judged_rows(
     return {(row[0], row[1]): JudgedRow(*row) for row in cursor.fetchall()}
 
 
-_INSERT_ROWS: Final = """
-INSERT INTO ledger (action_id, player, seq, kind, type, verdict, reason, points, catalogue_version,
-    fingerprint, occurred_at, received_at, backfill, log, kafka_partition, kafka_offset, batch)
-SELECT r.action_id, r.player, 0, 'judged', r.type, r.verdict, r.reason::jsonb, r.points, %s::text,
-    r.fingerprint, r.occurred_at, r.received_at, r.backfill = 1, r.log, r.partition, r.record_offset,
-    %s::bigint
-FROM unnest(string_to_array(%s, ','), %s::bigint[], string_to_array(%s, ','),
-        string_to_array(%s, ','), string_to_array(%s, chr(31), ''), %s::bigint[],
-        string_to_array(%s, ','), %s::timestamptz[], %s::timestamptz[], %s::bigint[],
-        %s::bigint[], %s::bigint[], %s::bigint[])
-    r(action_id, player, type, verdict, reason, points, fingerprint, occurred_at, received_at,
-        backfill, log, partition, record_offset)
-ON CONFLICT DO NOTHING
+_COPY_ROWS: Final = """
+COPY ledger (player, batch, points, occurred_at, received_at, kafka_offset, kafka_partition, log, seq,
+    backfill, action_id, fingerprint, kind, type, verdict, catalogue_version, reason)
+FROM STDIN (FORMAT binary)
 """
+_COPY_BEGINS: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_ENDS: Final = b"\xff\xff"
+_FIXED: Final = struct.Struct(">h iq iq iq iq iq iq ii ii ii i? i")
+_SIZE: Final = struct.Struct(">i").pack
+_encode_reason: Final = msgspec.json.Encoder().encode
+
+
+def _copied(batch: int, rows: LedgerRows) -> bytes:
+    """Rows as COPY's binary format has them: each value behind its size, in the order of `_COPY_ROWS`.
+
+    Source: https://www.postgresql.org/docs/18/sql-copy.html, "Binary Format".
+    """
+    pieces = [_COPY_BEGINS]
+    fixed, log = _FIXED.pack, rows.log
+    ends: dict[tuple[str, str, str, Reason | None], bytes] = {}
+    for row, player, backfill, fingerprint, partition, offset in zip(
+        rows.rows, rows.players, rows.backfill, rows.fingerprints, rows.partitions, rows.offsets, strict=True
+    ):
+        kind = row.type, row.verdict, row.catalogue_version, row.reason
+        end = ends.get(kind)
+        if end is None:
+            end = ends[kind] = _end(*kind)
+        action_id = row.action_id.encode()
+        numbers = fixed(
+            17, 8, player, 8, batch, 8, row.points,
+            8, row.occurred_us - PG_EPOCH_US, 8, row.received_us - PG_EPOCH_US,
+            8, offset, 4, partition, 4, log, 4, row.seq, 1, backfill, len(action_id),
+        )  # fmt: skip
+        pieces += (numbers, action_id, _text(fingerprint), end)
+    pieces.append(_COPY_ENDS)
+    return b"".join(pieces)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return _SIZE(len(raw)) + raw
+
+
+def _end(type_: str, verdict: str, version: str, reason: Reason | None) -> bytes:
+    """A row from its kind on, which many have in common."""
+    # A jsonb is its version, which is 1, and the text.
+    last = _SIZE(-1) if reason is None else _text("\1" + _encode_reason(reason).decode())
+    return b"".join(map(_text, ("judged", type_, verdict, version))) + last
+
 
 _AGGREGATED: Final = """
 SELECT count(*) FILTER (WHERE old_score IS NULL), array_agg(player), array_agg(old_score),

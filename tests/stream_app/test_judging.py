@@ -48,6 +48,10 @@ def judged(
     )
 
 
+def _action_ids(plan: judging.Plan) -> list[str]:
+    return [row.action_id for row in plan.rows.rows]
+
+
 def test_the_first_of_an_action_id_counts_and_the_others_repeat():
     plan = judged(
         submitted("ada", "a1", "points", points=1),
@@ -62,7 +66,7 @@ def test_the_first_of_an_action_id_counts_and_the_others_repeat():
 def test_what_the_ledger_holds_already_is_judged_no_second_time():
     plan = judged(submitted("ada", "a1"), submitted("ada", "a2"), existing=frozenset({("a1", 1)}))
 
-    assert (list(plan.judged), plan.repeated, plan.rows.action_ids) == ([1], [0], ["a2"])
+    assert (list(plan.judged), plan.repeated, _action_ids(plan)) == ([1], [0], ["a2"])
 
 
 def test_a_repeat_counts_in_no_window():
@@ -77,10 +81,10 @@ def test_rows_are_sorted_by_action_id_and_player_bytewise():
         submitted("bob", "a.1"), submitted("bob", "a"),
     )  # fmt: skip
 
-    keys = list(zip(plan.rows.action_ids, plan.rows.players, strict=True))
+    keys = list(zip(_action_ids(plan), plan.rows.players, strict=True))
 
     assert keys == [("B", 2), ("a", 2), ("a-1", 2), ("a.1", 2), ("b", 1), ("b", 2)]
-    assert [plan.rows.offsets[place] for place in range(6)] == plan.order
+    assert plan.rows.offsets == [1, 5, 3, 4, 2, 0]
 
 
 def test_actions_worth_nothing_make_an_entry_only_where_none_with_points_does():
@@ -198,7 +202,7 @@ def test_a_plan_says_of_each_action_what_the_interface_says_in_one_group_or_two(
         plan = judging.judge(RULES, Bounds(0, scores), [people[a.user_id] for a in group], existing, items, 1)
         for index, judgement in plan.judged.items():
             said[group[index].action_id, group[index].user_id] = judgement
-        existing |= set(zip(plan.rows.action_ids, plan.rows.players, strict=True))
+        existing |= set(zip(_action_ids(plan), plan.rows.players, strict=True))
         for player, points in plan.points.items():
             scores[player] += points
         leaves += plan.leaves
@@ -225,6 +229,6 @@ def test_a_plan_says_of_each_action_what_the_interface_says_in_one_group_or_two(
 def test_a_plans_leaves_are_canonical_and_stand_as_its_rows_do(records):
     plan = judged(*records)
 
-    assert [json.loads(leaf)[2] for leaf in plan.leaves] == plan.rows.action_ids
+    assert [json.loads(leaf)[2] for leaf in plan.leaves] == _action_ids(plan)
     assert all(naive.canonical(json.loads(leaf)) == leaf for leaf in plan.leaves)
     assert all(format_us(json.loads(leaf)[9]).endswith("Z") for leaf in plan.leaves)
