@@ -44,6 +44,14 @@ T = TypeVar("T")
 JUDGINGS: Final = 3
 """How often a group is judged anew, in a transaction of its own, because others were quicker."""
 
+LOOKED_UP: Final = 64
+"""Groups without a repeat after which keys are no longer looked up before judging.
+
+Then the ledger's unique key alone tells of a repeat: that group is judged once more, and the next
+ones are looked up again. So a group judged in vain is at most one in as many, and a look-up is a
+twentieth of a group's cost.
+"""
+
 
 class Stopped(TrueboardError):
     """This partition cannot go on: its log is not the one the ledger knows. Somebody must look."""
@@ -126,6 +134,7 @@ class Judge:
         self._max_late_us, self._max_early_us = max_late_us, max_early_us
         self._definitions: Definitions | None = None
         self._rules: Rules | None = None
+        self._to_look_up = LOOKED_UP
 
     def people_at_hand(self) -> int:
         return len(self._people)
@@ -134,6 +143,7 @@ class Judge:
         """Know nothing but what the ledger says: players, definitions and the connection are made anew."""
         self._people = self._nobody()
         self._definitions = self._rules = None
+        self._to_look_up = LOOKED_UP
         self.ledger.close()
 
     def carry_out(self, log: int, slices: Sequence[Slice]) -> Outcome:
@@ -145,15 +155,21 @@ class Judge:
             Stopped: a slice is not of the log that the ledger has read.
         """
         bounded = False
-        for left in reversed(range(JUDGINGS)):
+        left = JUDGINGS
+        while left:
+            looked_up = self._to_look_up > 0
             try:
                 return self._attempt(log, slices, bounded)
             except Overtaken:
+                self._to_look_up = LOOKED_UP
+                # Who did not look was not overtaken.
+                left -= looked_up
                 if not left:
                     raise
             except (psycopg.errors.NumericValueOutOfRange, psycopg.errors.CheckViolation):
                 if bounded:
                     raise
+                left -= 1
                 bounded = True
         raise Overtaken("others judge the same actions over and over")
 
@@ -181,17 +197,12 @@ class Judge:
                 )
                 for piece in slices
             }
-            incoming, redelivered = self._without_erased(batch, slices, incoming, redelivered, runs)
-            people, found, fresh = self._who(batch, incoming, runs)
+            at_hand = self._at_hand(incoming, runs)
+            incoming, redelivered = self._without_erased(batch, slices, incoming, redelivered, at_hand)
+            people, found, fresh = self._who(batch, incoming, at_hand)
             failpoints.reach("ledger.interned")
             involved += people
-            existing = (
-                batch.existing(
-                    [item.record.action_id for item in incoming], [someone.player for someone in people]
-                )
-                if incoming
-                else set()
-            )
+            existing = self._existing(batch, incoming, people, bool(redelivered))
             _only_known(redelivered, aside, existing, incoming, people)
             people, renamed = _renamed(batch, incoming, people, existing, found)
             involved += people
@@ -258,20 +269,14 @@ class Judge:
         slices: Sequence[Slice],
         incoming: list[Incoming],
         redelivered: list[tuple[Slice, int]],
-        runs: dict[int, int],
+        at_hand: dict[str, Person | None],
     ) -> tuple[list[Incoming], list[tuple[Slice, int]]]:
         """Set the records of erased people aside; a redelivered one may have been judged before that."""
-        find = self._people.find
-        gone = self._erased.among(
-            batch,
-            {
-                item.record.user_id
-                for item in incoming
-                if find(item.record.user_id, item.partition, runs[item.partition]) is None
-            },
-        )
+        gone = self._erased.among(batch, [user_id for user_id, known in at_hand.items() if known is None])
         if not gone:
             return incoming, redelivered
+        for user_id in gone:
+            del at_hand[user_id]
         theirs = [item for item in incoming if item.record.user_id in gone]
         piece_of = {piece.partition: piece for piece in slices}
         for item in theirs:
@@ -283,16 +288,32 @@ class Judge:
             [(piece, offset) for piece, offset in redelivered if (piece.partition, offset) not in known],
         )
 
-    def _who(
-        self, batch: OpenBatch, incoming: Sequence[Incoming], runs: dict[int, int]
-    ) -> tuple[list[Person], dict[str, Person], set[int]]:
-        """Who sent each record; those not at hand before; those new in this world."""
+    def _at_hand(self, incoming: Sequence[Incoming], runs: dict[int, int]) -> dict[str, Person | None]:
+        """Who sent these records, by user id; None where that is not known without asking."""
         find = self._people.find
         at_hand: dict[str, Person | None] = {}
         for item in incoming:
             user_id = item.record.user_id
             if user_id not in at_hand:
                 at_hand[user_id] = find(user_id, item.partition, runs[item.partition])
+        return at_hand
+
+    def _existing(
+        self, batch: OpenBatch, incoming: Sequence[Incoming], people: Sequence[Person], redelivered: bool
+    ) -> set[tuple[str, int]]:
+        """Which keys have been judged, as far as it pays to ask: the insert finds the others."""
+        if not incoming or not (redelivered or self._to_look_up):
+            return set()
+        existing = batch.existing(
+            [item.record.action_id for item in incoming], [someone.player for someone in people]
+        )
+        self._to_look_up = LOOKED_UP if existing else max(0, self._to_look_up - 1)
+        return existing
+
+    def _who(
+        self, batch: OpenBatch, incoming: Sequence[Incoming], at_hand: dict[str, Person | None]
+    ) -> tuple[list[Person], dict[str, Person], set[int]]:
+        """Who sent each record; those not at hand before; those new in this world."""
         missing = sorted(user_id for user_id, known in at_hand.items() if known is None)
         found: dict[str, Person] = {}
         fresh: set[int] = set()

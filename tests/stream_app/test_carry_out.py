@@ -252,6 +252,24 @@ def test_one_who_is_overtaken_over_and_over_waits(stream, monkeypatch):
     assert stream.rows("SELECT next_offset FROM progress WHERE partition = 0") == [(1,)]
 
 
+def test_keys_are_no_longer_looked_up_where_nothing_repeats_until_something_does(stream, monkeypatch):
+    monkeypatch.setattr("stream_app.carry_out.LOOKED_UP", 2)
+    stream.judge.forget()
+    existing, asked = OpenBatch.existing, []
+    monkeypatch.setattr(OpenBatch, "existing", lambda *given: asked.append(given) or existing(*given))
+
+    def asked_for(*action_ids):
+        asked.clear()
+        # A user for each, so that no limit is met.
+        stream.take(*[submitted(f"by-{action_id}", action_id) for action_id in action_ids])
+        return len(asked)
+
+    assert [asked_for("a1"), asked_for("a2"), asked_for("a3"), asked_for("a4", "a5")] == [1, 1, 0, 0]
+    # Judged in vain, then with a look; and two more until nothing seems to repeat any more.
+    assert [asked_for("a6", "a3"), asked_for("a7"), asked_for("a8"), asked_for("a9")] == [1, 1, 1, 0]
+    assert recounted(stream) == scores(stream) == {f"by-a{number}": (10, NOW_US) for number in range(1, 10)}
+
+
 # bounds ---------------------------------------------------------------------------------------
 
 

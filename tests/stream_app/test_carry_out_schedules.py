@@ -32,6 +32,7 @@ from core.errors import Unavailable
 from core.times import US
 from storage.postgres import arrays, connections, contents, definitions
 from storage.postgres.ledger import OpenBatch
+from stream_app import carry_out
 from stream_app.carry_out import OutOfStep, record_fingerprint
 from tests.acceptance import naive
 from tests.stream_app import world
@@ -66,9 +67,10 @@ class Schedules(RuleBasedStateMachine):
     postgres_url: str
     template: str
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(looked_up=st.sampled_from([1, carry_out.LOOKED_UP]))
+    def begin(self, looked_up) -> None:
         self.stack = ExitStack()
+        self.stack.enter_context(replaced(carry_out, "LOOKED_UP", looked_up))
         self.url = self.stack.enter_context(world.fresh_database(self.postgres_url, self.template))
         definitions.apply(self.url, world.toml("0"))
         self.catalogue = world.catalogue("0")
