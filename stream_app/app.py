@@ -109,6 +109,7 @@ class _Worker:
         self._asked_id = self._reading_id = ""
         self._looked_at_log_s = self._compared_log_s = 0.0
         self._resumption = 0
+        self._partitions_made = 0
         self._changed: dict[int, tuple[int, int, bytes]] = {}
         self._looking_at_log: asyncio.Task[None] | None = None
         url, kafka = settings.postgres_url, settings.kafka
@@ -247,12 +248,13 @@ class _Worker:
         """Wait for Kafka, and see that its topics lose nothing."""
         while not stop.is_set():
             try:
-                await asyncio.to_thread(verify, self._settings.kafka, kind=self._settings.kafka_kind)
+                counts = await asyncio.to_thread(verify, self._settings.kafka, kind=self._settings.kafka_kind)
             except Unavailable as error:
                 _log.warning("waits_for_kafka", detail=str(error)[:300])
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), 1.0)
             else:
+                self._partitions_made = counts[topics.JUDGED.name]
                 return True
         return False
 
@@ -289,11 +291,17 @@ class _Worker:
                 continue
             if not given_up():
                 self._stream.taken_up(found)
+                self._say_if_grown(partitions)
                 self._resumption = found.resumption
                 self._reading_id = self._asked_id
                 _log.info("sought", log=found.log, offsets={str(p): o for p, o in found.offsets.items()})
                 return found.offsets
         return {}
+
+    def _say_if_grown(self, partitions: set[int]) -> None:
+        """Nothing is lost of a topic that was given more partitions, but it was not made to be."""
+        if added := sorted(p for p in partitions if p >= self._partitions_made):
+            _log.error("partitions_added", made_with=self._partitions_made, added=added)
 
     def _find(self, partitions: set[int]) -> positions.Found:
         """In a thread. One look at a time: the assignment may change again while one is under way."""

@@ -57,6 +57,33 @@ def test_without_a_wanted_count_all_must_have_the_same(memory_kafka):
         verify(memory_kafka.bootstrap, kind="memory")
 
 
+def test_the_submitted_topic_may_have_grown(memory_kafka):
+    for name in NAMES:
+        memory_kafka.make_topic(name, 8 if name == words.SUBMITTED.name else 6)
+
+    assert verify(memory_kafka.bootstrap, kind="memory")[words.SUBMITTED.name] == 8
+    assert verify(memory_kafka.bootstrap, kind="memory", partitions=6)[words.SUBMITTED.name] == 8
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != words.SUBMITTED.name])
+def test_no_other_topic_may_have_grown(memory_kafka, name):
+    for other in NAMES:
+        memory_kafka.make_topic(other, 8 if other == name else 6)
+
+    with pytest.raises(Refused, match="partitions instead of"):
+        verify(memory_kafka.bootstrap, kind="memory")
+    with pytest.raises(Refused, match=f"topic {name} has 8 partitions instead of 6"):
+        verify(memory_kafka.bootstrap, kind="memory", partitions=6)
+
+
+def test_the_submitted_topic_may_not_have_fewer(memory_kafka):
+    for name in NAMES:
+        memory_kafka.make_topic(name, 4 if name == words.SUBMITTED.name else 6)
+
+    with pytest.raises(Refused, match=f"topic {words.SUBMITTED.name} has 4 partitions instead of 6"):
+        verify(memory_kafka.bootstrap, kind="memory")
+
+
 CALLS = {
     "declare": lambda bootstrap, kind: declare(
         bootstrap, kind=kind, partitions=1, replication=1, timeout_s=1
