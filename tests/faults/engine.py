@@ -54,6 +54,8 @@ class Row:
     """False: something stays stopped in the end, as it must; nothing is checked but by the row itself."""
     cannot: str
     """Why it cannot run here, if so."""
+    takes_s: float
+    """The longest it may take, all in all."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ def row(
     recover_within_s: float = 60.0,
     comes_to_rest: bool = True,
     cannot: str = "",
+    takes_s: float = 600.0,
 ) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
     """Put a function into the matrix."""
 
@@ -108,6 +111,7 @@ def row(
             recover_within_s=recover_within_s,
             comes_to_rest=comes_to_rest,
             cannot=cannot,
+            takes_s=takes_s,
         )
         return act
 

@@ -70,6 +70,7 @@ def _line(id: str, what: str, cannot: str, result: dict[str, Any] | None) -> str
     if result is None or result["verdict"] == "not run":
         return f"| {id} | {what} | | | | | not run{': ' + cannot if cannot else ''} |"
     seen = ", ".join(f"{result['observed'][name]} {name}" for name in _COUNTS if result["observed"].get(name))
+    seen = "; ".join(filter(None, (seen, result["observed"].get("told"))))
     speeds = result["judged_per_s"]
     told = " / ".join(_speed(speeds.get(span)) for span in ("before", "during", "after"))
     recovery = "" if result["recovery_s"] is None else f"{result['recovery_s']} s"

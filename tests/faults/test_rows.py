@@ -16,7 +16,7 @@ from tests.conftest import _need_kafka
 from tests.faults.engine import ROWS, Row, write_results
 from tests.faults.worlds import Worlds, thorough
 
-pytestmark = [pytest.mark.services, pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.kafka]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,13 @@ def worlds() -> Iterator[Worlds]:
         worlds.close()
 
 
+def _marks(row: Row) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.timeout(row.takes_s), *([] if row.fast else [pytest.mark.long])]
+
+
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(row, id=row.id, marks=[] if row.fast else [pytest.mark.long]) for row in ROWS.values()],
+    [pytest.param(row, id=row.id, marks=_marks(row)) for row in ROWS.values()],
 )
 def test_row(worlds: Worlds, row: Row) -> None:
     result = worlds.run(row)

@@ -1,15 +1,22 @@
-"""L: unreadable records, hot users, many at once."""
+"""L: unreadable records, hot users, many at once, and what memory and logs there are."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import resource
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from core.topics import DEAD, SUBMITTED
 from tests.acceptance.topics import read
-from tests.faults.engine import Scene, row
+from tests.faults.engine import PROGRESS, Scene, row
+from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
+from tests.faults.processes import until
+from tests.faults.rig import STARTED
 from tests.faults.tools import close_all, direct_user, half_open_sockets, open_files, produce, record
 
 _GOOD = json.loads(record("direct-x", "y"))
@@ -175,3 +182,189 @@ def no_files(scene: Scene) -> None:
     with scene.broken("ingest may open 2 more files, 60 connections come", tighten, loosen, "ingest"):
         sockets += half_open_sockets(scene.rig.http, "/v1/boards/main/standings", 60)
         time.sleep(6)
+
+
+@row("L-9", "the stream has little memory and a great backlog", "I-20 I-22", stack="own", takes_s=3600)
+def little_memory(scene: Scene) -> None:
+    """What it may take is bounded by the kernel, at what it took before and some more."""
+    rig, stream = scene.rig, scene.rig["stream"]
+    many = scene.times(20_000, 1_000_000)
+    scene.progress(10 * PROGRESS)
+    bound_kib = stream.memory_kib(data=True) + _MORE_MIB * 1024
+    scene.strike("SIGKILL stream", stream.kill, target="stream")
+    users = [direct_user() for _ in range(5_000)]
+    produce(
+        rig,
+        (
+            ((user := users[number % len(users)]).encode(), record(user, f"backlog-{number}"))
+            for number in range(many)
+        ),
+    )
+    stream.start(wait=False)
+    resource.prlimit(stream.pid, resource.RLIMIT_DATA, (bound_kib * 1024, bound_kib * 1024))
+    scene.note_strike(f"started with {many} records to judge, and {_MORE_MIB} MiB more than it had", "stream")
+    pid, begun_s = stream.pid, time.monotonic()
+    stream.wait_ready(600)
+    lag = scene.world.lag()
+    scene.observe(backlog=lag)
+    until(scene.world.lag_is_short, within_s=2400, what="the backlog judged", every_s=0.5)
+    took_s = time.monotonic() - begun_s
+    assert (stream.alive, stream.pid) == (True, pid)
+    used_mib = stream.memory_kib(data=True) // 1024
+    scene.observe(told=f"{many} judged in {took_s:.0f} s with {used_mib} of {bound_kib // 1024} MiB")
+    scene.healed()
+
+
+_MORE_MIB = 96
+"""What a backlog may take: batches and what was fetched of all partitions."""
+
+
+@row("L-10", "the disk for logs is full, nobody reads the logs, their reader is gone", "I-22", stack="own")
+def logs_go_nowhere(scene: Scene) -> None:
+    """The services go on serving, and say afterwards how many lines were lost."""
+    if not CANNOT_MOUNT:
+        _full_disk_of_logs(scene)
+    for told, leaves in (("nobody reads the logs", False), ("the reader of the logs is gone", True)):
+        _nobody_reads(scene, told, leaves=leaves)
+
+
+def _full_disk_of_logs(scene: Scene) -> None:
+    rig = scene.rig
+    with _down(scene), small_disk(rig.data / "logs", mib=64):
+        rig.start(*STARTED)
+        scene.world.as_before(60)
+        pids = {name: rig[name].pid for name in STARTED}
+        ballast = Ballast(rig.data / "logs" / "ballast")
+        scene.strike("the disk for logs is filled up", ballast.fill, target="logs")
+        _lose_lines(scene)
+        _goes_on(scene)
+        ballast.empty()
+        scene.healed()
+        scene.effect(
+            "they say what was lost",
+            lambda: all('"log_lines_lost"' in rig[name].since_start() for name in STARTED),
+            within_s=90,
+        )
+        assert pids == {name: rig[name].pid for name in STARTED if rig[name].alive}
+        for name in STARTED:
+            rig[name].stop()
+    rig.start(*STARTED)
+    scene.world.as_before(60)
+
+
+def _nobody_reads(scene: Scene, told: str, *, leaves: bool) -> None:
+    """Each service's log is a pipe with little room, whose reader does nothing, or goes."""
+    rig = scene.rig
+    readers: list[int] = []
+    with _down(scene):
+        logs = {name: rig[name].log for name in STARTED}
+        for log in logs.values():
+            log.rename(log.with_suffix(".kept"))
+            os.mkfifo(log)
+            readers.append(os.open(log, os.O_RDONLY | os.O_NONBLOCK))
+            fcntl.fcntl(readers[-1], fcntl.F_SETPIPE_SZ, 8192)
+        try:
+            for name in STARTED:
+                rig[name].start(wait=False)
+            for name in STARTED:
+                # Not by wait_ready: it would read the log.
+                until(rig[name].program.is_ready, within_s=90, what=f"{name} at work")
+            if leaves:
+                for reader in readers:
+                    os.close(reader)
+                readers.clear()
+            scene.note_strike(told, "logs")
+            _lose_lines(scene)
+            _goes_on(scene)
+            for name in STARTED:
+                rig[name].stop()
+        finally:
+            for reader in readers:
+                os.close(reader)
+            for log in logs.values():
+                log.unlink()
+                log.with_suffix(".kept").rename(log)
+    rig.start(*STARTED)
+    scene.healed()
+    scene.world.as_before(60)
+
+
+@contextmanager
+def _down(scene: Scene) -> Iterator[None]:
+    """While the block begins, no service runs."""
+    scene.progress()
+    for name in STARTED:
+        scene.rig[name].stop()
+    yield
+
+
+def _goes_on(scene: Scene) -> None:
+    judged = scene.world.judged()
+    scene.effect("200 more verdicts", lambda: scene.world.judged() >= judged + 200, within_s=90)
+
+
+def _lose_lines(scene: Scene) -> None:
+    """Wait until every service has lost some of its lines."""
+    rig = scene.rig
+
+    def provoked() -> bool:
+        # Each of these makes a service say something.
+        rig.links.reset(*rig.links.named("-redis"), *rig.links.named("-postgres"))
+        rig.links.reset(*(link for name in STARTED for link in rig.kafka_links(name)))
+        return all(rig.metric(name, "trueboard_log_lines_lost_total") > 0 for name in STARTED)
+
+    scene.effect("every service loses lines", provoked, within_s=120)
+
+
+_GROWS_MIB = 64
+"""What any service may grow by while something is away; L-6 allows as much."""
+
+
+@row("L-12", "Postgres is away for a long time", "I-20 I-22", stack="own", takes_s=1800)
+def postgres_away_for_long(scene: Scene) -> None:
+    _away_for_long(scene, "postgres", "Postgres")
+
+
+@row("L-13", "Redis is away for a long time", "I-20 I-22", stack="own", takes_s=1800)
+def redis_away_for_long(scene: Scene) -> None:
+    _away_for_long(scene, "valkey", "Redis")
+
+
+@row("L-14", "Kafka is away for a long time", "I-20 I-22", stack="own", takes_s=1800)
+def kafka_away_for_long(scene: Scene) -> None:
+    _away_for_long(scene, "kafka-1", "Kafka")
+
+
+def _away_for_long(scene: Scene, target: str, server: str) -> None:
+    """Resident memory from before the strike to its highest until all is as before, backlog included."""
+    rig, process, away_s = scene.rig, scene.rig[target], scene.times(60, 600)
+    scene.progress(4 * PROGRESS)
+    before = {name: rig[name].memory_kib() for name in STARTED}
+    pids = {name: rig[name].pid for name in STARTED}
+    for name in STARTED:
+        rig[name].forget_most_memory()
+
+    def grown() -> dict[str, float]:
+        return {name: (rig[name].most_memory_kib() - before[name]) / 1024 for name in STARTED}
+
+    with scene.broken(f"{server} away for {away_s} s", process.kill, process.start, target):
+        until_s = time.monotonic() + away_s
+        if server == "Kafka":
+            scene.refusals(20)
+        else:
+            scene.confirmations(20)
+        while time.monotonic() < until_s:
+            time.sleep(1)
+            gone = [name for name in STARTED if not rig[name].alive]
+            assert not gone, f"{gone} ended while {server} was away"
+        meanwhile = grown()
+        scene.observe(told=_as_text("grown while it was away", meanwhile))
+    scene.world.as_before(60)
+    afterwards = grown()
+    scene.observe(told=f"{_as_text('grown while it was away', meanwhile)}; {_as_text('in all', afterwards)}")
+    assert pids == {name: rig[name].pid for name in STARTED}
+    assert max(afterwards.values()) <= _GROWS_MIB, afterwards
+
+
+def _as_text(what: str, mib: dict[str, float]) -> str:
+    return f"{what}: " + ", ".join(f"{name} {grown:+.0f} MiB" for name, grown in mib.items())
