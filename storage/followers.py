@@ -29,8 +29,11 @@ class Follower(Protocol):
         """Where it stands; None if there is nothing that could be believed."""
         ...
 
-    def step(self) -> bool:
-        """Follow the ledger by one bounded piece; False if there was nothing to do."""
+    def step(self, *, look: bool = True) -> bool:
+        """Follow the ledger by one bounded piece; False if there was nothing to do.
+
+        Where `look` is false only what is in hand is followed, and the ledger is not read for more.
+        """
         ...
 
     def build(self) -> None:

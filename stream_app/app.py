@@ -152,7 +152,7 @@ class _Worker:
         )
         self._publishing = Publishing(publisher, on_defect)
         self._followers = (self._keeping, self._publishing)
-        self._listening = Listening(url, (*self._followers, self._guarding))
+        self._listening = Listening(url, (*self._followers, self._guarding), hand.has)
         self._stream = Stream(
             Judge(
                 self._judging,

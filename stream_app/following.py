@@ -1,7 +1,8 @@
 """The followers this process runs, each in a thread of its own.
 
-Woken by this process's commits, by those of others (LISTEN) and by a timer. Whatever is away is
-waited for with back-off; the ledger waits for none of them.
+Woken by this process's commits, by those of others (LISTEN) and by a timer. What this process has
+committed is in its hand, so only the others' commits and the timer make a follower look into the
+ledger for more. Whatever is away is waited for with back-off; the ledger waits for none of them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from storage.followers import Follower
 from storage.kafka.publishing import Publisher
 from storage.postgres import connections
 from storage.postgres.connections import BOARDS_LOCK, CHANNEL, Connection
-from storage.redis.boards import BoardCopy
+from storage.redis.boards import PAGE, BoardCopy
 from stream_app.replying import Due, Replier
 
 TIMER_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
-COMPARED_ENTRIES: Final = 20_000
-"""Most entries a reconciler compares with the ledger at one go."""
+COMPARED_PAGES: Final = 20
+"""Most pages of `storage.redis.boards.PAGE` entries a reconciler compares with the ledger in its interval.
+They are spread over it: all at one go would keep the copy, and whoever needs this process, waiting."""
 
 _log = logs.get("stream_app.following")
 
@@ -39,10 +41,14 @@ class Following(threading.Thread):
         super().__init__(name=name, daemon=True)
         self._on_defect = on_defect
         self._awake = threading.Event()
+        self._look = threading.Event()
         self._ended = threading.Event()
         self.caught_up = False
 
-    def wake(self) -> None:
+    def wake(self, *, in_hand: bool = False) -> None:
+        """There may be something to follow: in the ledger, or only `in_hand`."""
+        if not in_hand:
+            self._look.set()
         self._awake.set()
 
     def end(self) -> None:
@@ -50,16 +56,18 @@ class Following(threading.Thread):
         self._awake.set()
 
     def run(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause_s, look = FIRST_PAUSE_S, True
         try:
             while not self._ended.is_set():
                 try:
-                    self.round()
+                    self.round(look=look)
                     pause_s = FIRST_PAUSE_S
-                    self._awake.wait(TIMER_S)
+                    woken = self._awake.wait(TIMER_S)
                     self._awake.clear()
+                    look = self._look.is_set() or not woken
+                    self._look.clear()
                 except Unavailable as error:
-                    self.caught_up = False
+                    self.caught_up, look = False, True
                     _log.warning("follower_waits", follower=self.name, detail=str(error)[:300])
                     self._ended.wait(pause_s * (0.5 + random.random()))
                     pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
@@ -68,16 +76,16 @@ class Following(threading.Thread):
         finally:
             self.close()
 
-    def round(self) -> None:
-        """Follow until there is nothing to follow."""
+    def round(self, *, look: bool) -> None:
+        """Follow until there is nothing to follow: in the ledger, or in hand where `look` is false."""
         raise NotImplementedError
 
     def close(self) -> None:
         raise NotImplementedError
 
-    def _stepped(self, follower: Follower) -> bool:
+    def _stepped(self, follower: Follower, look: bool) -> bool:
         begun_s = time.perf_counter()
-        moved = follower.step()
+        moved = follower.step(look=look)
         if moved:
             metrics.FOLLOWER_STEP_SECONDS.labels(follower.name).observe(time.perf_counter() - begun_s)
         return moved
@@ -90,8 +98,8 @@ class Publishing(Following):
         super().__init__("topics", on_defect)
         self._publisher = publisher
 
-    def round(self) -> None:
-        while not self._ended.is_set() and self._stepped(self._publisher):
+    def round(self, *, look: bool) -> None:
+        while not self._ended.is_set() and self._stepped(self._publisher, look):
             pass
         self.caught_up = True
 
@@ -115,14 +123,16 @@ class Keeping(Following):
         self._copies, self._replier = copies, replier
         self._url, self._every_s = postgres_url, reconcile_every_s
         self._lock: Connection | None = None
-        self._compared_s = time.monotonic()
+        self._kept_since_s = float("-inf")
+        self._look_began_s = self._compared_s = time.monotonic()
+        self._differing: dict[str, int] = {}
 
-    def round(self) -> None:
+    def round(self, *, look: bool) -> None:
         keeper = self._is_keeper()
         waiting = self._replier.waiting()
         try:
             for copy in self._copies:
-                waiting = self._follow(copy, waiting, keeper)
+                waiting = self._follow(copy, waiting, keeper, look)
                 metrics.PROJECTION_LAG_REVISIONS.labels(copy.period).set(copy.lag_revisions)
         except BaseException:
             self._replier.put_back(waiting)
@@ -133,14 +143,14 @@ class Keeping(Following):
             self._ended.wait(0.005)
             self._awake.set()
         self.caught_up = True
-        if keeper and time.monotonic() - self._compared_s >= self._every_s:
-            self._compared_s = time.monotonic()
-            self._compare()
+        if keeper:
+            self.compare_due(time.monotonic())
 
-    def _follow(self, copy: BoardCopy, waiting: list[Due], keeper: bool) -> list[Due]:
+    def _follow(self, copy: BoardCopy, waiting: list[Due], keeper: bool, look: bool) -> list[Due]:
         """Bring the copy to the ledger, answering on the way; what is not answered comes back."""
         while not self._ended.is_set():
-            moved = keeper and self._stepped(copy)
+            # Who waits for a revision that left the period as it was can only be told by the ledger.
+            moved = keeper and self._stepped(copy, look or bool(waiting))
             if waiting:
                 at = copy.position()
                 shown = (at.epoch, at.revision) if at is not None else ("", 0)
@@ -159,6 +169,15 @@ class Keeping(Following):
         return waiting
 
     def _is_keeper(self) -> bool:
+        """Whether this process holds the lock: asked for at most once a second while it does.
+
+        A keeper that lost its connection unseen may go on for that long; a copy takes a step only where
+        it stands at the position that the step begins at, whoever takes it.
+        """
+        now_s = time.monotonic()
+        if now_s - self._kept_since_s < TIMER_S and self._lock is not None and not self._lock.closed:
+            return True
+        self._kept_since_s = float("-inf")
         with connections.unavailable():
             if self._lock is None or self._lock.closed:
                 self._lock = connections.connect(
@@ -174,12 +193,30 @@ class Keeping(Following):
             except psycopg.Error:
                 self._lock.close()
                 raise
-        return bool(row and row[0])
+        keeper = bool(row and row[0])
+        if keeper:
+            self._kept_since_s = now_s
+        return keeper
 
-    def _compare(self) -> None:
+    def compare_due(self, now_s: float) -> None:
+        """Compare the pages that are due: a look begins every interval, and ends with the last entry."""
+        under_way = any(copy.is_being_compared for copy in self._copies)
+        if not under_way:
+            if now_s - self._look_began_s < self._every_s:
+                return
+            self._look_began_s, pages = now_s, 1
+            self._differing.clear()
+        else:
+            pages = int((now_s - self._compared_s) * COMPARED_PAGES / self._every_s)
+            if not pages:
+                return
+        self._compared_s = now_s
         for copy in self._copies:
-            differing = copy.compare(most=COMPARED_ENTRIES)
-            metrics.PROJECTION_DRIFT_ENTRIES.labels(copy.period).set(differing)
+            if under_way and not copy.is_being_compared:
+                continue
+            differing = copy.compare(most=min(pages, COMPARED_PAGES) * PAGE)
+            self._differing[copy.period] = self._differing.get(copy.period, 0) + differing
+            metrics.PROJECTION_DRIFT_ENTRIES.labels(copy.period).set(self._differing[copy.period])
             if differing:
                 _log.error("copy_differs", period=copy.period, entries=differing)
                 copy.discard()
@@ -193,11 +230,16 @@ class Keeping(Following):
 
 
 class Listening(threading.Thread):
-    """Wakes the followers when any process commits a revision."""
+    """Wakes the followers when another process commits a revision.
 
-    def __init__(self, postgres_url: str, followers: Sequence[Following]) -> None:
+    Those that are in this one's hand, by `in_hand(revision)`, it wakes them for itself.
+    """
+
+    def __init__(
+        self, postgres_url: str, followers: Sequence[Following], in_hand: Callable[[int], bool]
+    ) -> None:
         super().__init__(name="listen", daemon=True)
-        self._url, self._followers = postgres_url, followers
+        self._url, self._followers, self._in_hand = postgres_url, followers, in_hand
         self._ended = threading.Event()
 
     def end(self) -> None:
@@ -212,11 +254,16 @@ class Listening(threading.Thread):
                     connection.execute(f"LISTEN {CHANNEL}")
                     self._wake()
                     while not self._ended.is_set():
-                        for _ in connection.notifies(timeout=0.5, stop_after=1):
-                            self._wake()
+                        for notice in connection.notifies(timeout=0.5, stop_after=1):
+                            self.heard(notice.payload)
             except (Unavailable, psycopg.Error):
                 # The followers' timer carries on meanwhile.
                 self._ended.wait(1.0)
+
+    def heard(self, revision: str) -> None:
+        """Somebody has committed this revision."""
+        if not (revision.isdecimal() and self._in_hand(int(revision))):
+            self._wake()
 
     def _wake(self) -> None:
         for follower in self._followers:

@@ -28,7 +28,7 @@ class Guarding(Following):
         self._histories, self._on_compared, self._on_epoch = histories, on_compared, on_epoch
         self._epoch: str | None = None
 
-    def round(self) -> None:
+    def round(self, *, look: bool) -> None:
         """Compare, if nobody has.
 
         Raises:

@@ -115,6 +115,12 @@ class Hand:
                 self._await_expected()
             return self._contents.get(revision)
 
+    def has(self, revision: int) -> bool:
+        """Whether this worker made it lately, or is committing it this very moment."""
+        with self._lock:
+            expected = self._expected is not None and self._expected[1] == revision
+            return expected or revision in self._contents
+
     def held(self, at: At) -> Content | None:
         """The content of a revision that the ledger shows, if this worker made it lately."""
         with self._lock:

@@ -122,12 +122,15 @@ class BoardCopy:
         with unavailable():
             return position_of(self._redis, self.period)
 
-    def step(self) -> bool:
+    def step(self, *, look: bool = True) -> bool:
         at = self.position()
         if at is None:
             self._build_for("lost")
             return True
         piece = self._from_hand(at) if at == self._sure else None
+        if piece is None and at == self._sure and not look:
+            self.lag_revisions = 0
+            return False
         if piece is None:
             with self._cursor() as cursor:
                 known = deltas.link_at(cursor, self.period, at.revision)
@@ -321,6 +324,11 @@ class BoardCopy:
             if not after:
                 break
         return differing
+
+    @property
+    def is_being_compared(self) -> bool:
+        """Whether the last comparison ended before the last entry."""
+        return self._compared_player > 0
 
     def _missing_or_added(self) -> int:
         """By how many entries the parts of the copy disagree; readers do not believe it then."""

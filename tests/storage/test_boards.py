@@ -55,9 +55,9 @@ class BoardSubject(Subject):
         )
         step = copy.step
 
-        def remembered() -> bool:
+        def remembered(**how: bool) -> bool:
             self._earlier = {key: self.redis.dump(key) for key in (Z, M, META)}
-            return step()
+            return step(**how)
 
         copy.step = remembered  # type: ignore[method-assign]
         self._copies.append(copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from storage.followers import At
 from storage.postgres.contents import Content, PeriodChange, Row
 from storage.postgres.deltas import Link
+from storage.postgres.ledger import Position
 from stream_app import hand
 from stream_app.hand import Hand
 
@@ -27,6 +28,16 @@ def test_a_revision_is_found_by_its_number_and_by_its_periods_chain():
     assert kept.link_after("main:all-time", 4) is one.periods[0]
     assert kept.link_after("main:all-time", 6) is None
     assert kept.content(8) is None
+
+
+def test_what_is_being_committed_is_in_hand_already():
+    kept = Hand()
+    kept.expect(Position("e", 7, b"d"))
+
+    assert kept.has(7)
+    assert not kept.has(6)
+    kept.put(content(7))
+    assert kept.has(7)
 
 
 def test_only_the_latest_are_kept():
