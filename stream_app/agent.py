@@ -29,7 +29,9 @@ from stream_app.trying import Counting, Done, Piece, Run, Trials
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
-QUEUED_BATCHES: Final = 8
+QUEUED_GROUPS: Final = 2
+"""How many groups' worth of records may wait. Counted in records: many short batches, as quiet
+partitions bring, are one group all the same and must not wait for several."""
 
 OVERTAKEN_MOST: Final = 10
 """How often in a row others may have been quicker; beyond that nobody was."""
@@ -67,8 +69,10 @@ class Stream:
         )
         self._followers, self._hand = followers, hand
         self._batch_actions, self._in_a_row_most = batch_actions, dead_letters_in_a_row
-        self._queue: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue(QUEUED_BATCHES)
-        self._kept: tuple[Any, Any] | None = None
+        self._queue: deque[tuple[Any, Any]] = deque()
+        self._queued_records, self._queued_most = 0, QUEUED_GROUPS * batch_actions
+        self._some, self._room = asyncio.Event(), asyncio.Event()
+        self._room.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._find_consumer: Callable[[], Any] = lambda: None
         self._consumer: Any = None
@@ -104,7 +108,20 @@ class Stream:
     async def take_in(self, stream: Any) -> None:
         """Faust's agent: hand each batch on, unacknowledged; a full queue holds the transport back."""
         async for event in stream.noack().events():
-            await self._queue.put((stream, event))
+            await self._room.wait()
+            self._queue.append((stream, event))
+            self._queued(len(event.message.value))
+
+    def _queued(self, records: int) -> None:
+        self._queued_records += records
+        for event, is_so in (
+            (self._some, bool(self._queue)),
+            (self._room, self._queued_records < self._queued_most),
+        ):
+            if is_so:
+                event.set()
+            else:
+                event.clear()
 
     async def run(self, consumer: Callable[[], Any]) -> None:
         """Judge group after group until cancelled."""
@@ -119,16 +136,16 @@ class Stream:
 
     async def _next_group(self) -> list[tuple[Any, Any]]:
         """All that waits, up to one transaction's worth, one batch at least."""
-        first = self._kept or await self._queue.get()
-        self._kept = None
-        group, size = [first], len(first[1].message.value)
-        while not self._queue.empty():
-            pair = self._queue.get_nowait()
-            size += len(pair[1].message.value)
-            if size > self._batch_actions:
-                self._kept = pair
+        await self._some.wait()
+        group: list[tuple[Any, Any]] = []
+        size = 0
+        while self._queue:
+            records = len(self._queue[0][1].message.value)
+            if group and size + records > self._batch_actions:
                 break
-            group.append(pair)
+            group.append(self._queue.popleft())
+            size += records
+        self._queued(-size)
         return group
 
     async def _judged(self, group: list[tuple[Any, Any]]) -> None:
@@ -268,7 +285,7 @@ class Stream:
         self._replier.add(outcome)
         if outcome.position is not None or outcome.answers:
             for follower in self._followers:
-                follower.wake()
+                follower.wake(in_hand=True)
         for piece in slices:
             self.next_offsets[piece.partition] = piece.last + 1
             self.marks.add(piece.partition, piece.last, piece.last_fingerprint)

@@ -23,6 +23,11 @@ from mode.utils.futures import notify
 
 from service import failpoints
 
+GATHER_FROM: Final = 4
+"""Records of one fetch from which on the broker is asked to gather."""
+GATHER_BYTES: Final = 65_536
+GATHER_MS: Final = 10
+
 SEEK_WAIT_S: Final = 10.0
 """How long a rebalance waits for the seek before it goes on without."""
 
@@ -63,6 +68,16 @@ class RawSchema(faust.Schema):  # type: ignore[misc]
         return decode
 
 
+def next_fetch(records: int, longest_ms: int) -> tuple[int, int]:
+    """The least bytes that the broker waits for, and for how many ms, after a fetch of so many records.
+
+    While little comes, a record is fetched at once. Where several come together the broker gathers for
+    a moment: otherwise each is fetched by itself, and the fetches cost more than the judging. A
+    backlog has those bytes ready and waits for nothing.
+    """
+    return (GATHER_BYTES, GATHER_MS) if records >= GATHER_FROM else (1, longest_ms)
+
+
 class _ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -71,6 +86,14 @@ class _ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         # Nor five minutes behind a topic that was away for a moment.
         consumer._client._metadata_max_age_ms = self.app.metadata_max_age_ms
         return consumer
+
+    def fetched(self, records: int) -> None:
+        """So many came of the last fetch: what the next one waits for follows from that."""
+        if (consumer := self._consumer) is not None:
+            fetcher = consumer._fetcher
+            fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = next_fetch(
+                records, self.app.fetch_max_wait_ms
+            )
 
 
 class BatchConsumer(Consumer):  # type: ignore[misc]
@@ -196,6 +219,7 @@ class BatchConsumer(Consumer):  # type: ignore[misc]
                 if not self.flow_active:
                     await self.perform_seek()
                     continue
+                self._thread.fetched(sum(map(len, records.values())))
                 await self._hand_on(records, active, sought)
         except self.consumer_stopped_errors:
             if not self.transport.app.should_stop:

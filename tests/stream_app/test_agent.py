@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,10 +88,28 @@ class Consumer:
         return set()
 
 
+class Batches:
+    """Faust's stream: batches as events, counted by the world as they are taken."""
+
+    def __init__(self, world: World, batches: Sequence[list[Raw]]) -> None:
+        self._world, self._batches = world, batches
+        self.ack = world.ack
+
+    def noack(self) -> Batches:
+        return self
+
+    async def events(self) -> AsyncIterator[Any]:
+        for records in self._batches:
+            self._world.taken += 1
+            message = SimpleNamespace(value=records, partition=records[0].partition)
+            yield SimpleNamespace(message=message)
+
+
 class World:
     """A stream with everything around it made up. `fed` batches are (partition, records)."""
 
-    def __init__(self, *fates: BaseException, in_a_row: int = 3) -> None:
+    def __init__(self, *fates: BaseException, in_a_row: int = 3, batch_actions: int = 2000) -> None:
+        self.taken = self.taken_before_judging = 0
         self.judge, self.letters, self.consumer = Judge(*fates), Letters(), Consumer()
         self.acknowledged: list[tuple[int, int]] = []
         self.stream = Stream(
@@ -100,7 +118,7 @@ class World:
             SimpleNamespace(add=lambda outcome: False),  # type: ignore[arg-type]
             [],
             Attempts(),
-            batch_actions=2000,
+            batch_actions=batch_actions,
             dead_letters_in_a_row=in_a_row,
             defects_in_a_row=3,
             hand=Hand(),
@@ -109,14 +127,16 @@ class World:
 
     async def feed(self, *batches: list[Raw]) -> None:
         """Hand these on and wait until the loop has nothing left to do."""
-        for records in batches:
-            message = SimpleNamespace(value=records, partition=records[0].partition)
-            await self.stream._queue.put((self, SimpleNamespace(message=message)))
+        taking = asyncio.create_task(self.stream.take_in(Batches(self, batches)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        self.taken_before_judging = self.taken
         running = asyncio.create_task(self.stream.run(lambda: self.consumer))
         for _ in range(2000):
             await asyncio.sleep(0.001)
-            if running.done() or (self.stream._queue.empty() and not self.judge.fates and self._idle()):
+            if running.done() or (taking.done() and not self.judge.fates and self._idle()):
                 break
+        taking.cancel()
         running.cancel()
         try:
             await running
@@ -126,8 +146,8 @@ class World:
             self.stream.close()
 
     def _idle(self) -> bool:
-        # The loop waits in `_next_group` again, so a getter is queued.
-        return bool(self.stream._queue._getters)  # type: ignore[attr-defined]
+        # The loop waits in `_next_group` again, so somebody waits for there to be something.
+        return bool(self.stream._some._waiters)  # type: ignore[attr-defined]
 
     async def ack(self, event: Any) -> None:
         self.acknowledged.append((event.message.partition, event.message.value[-1].offset))
@@ -163,6 +183,24 @@ async def test_all_that_waits_is_judged_as_one_group_and_then_acknowledged():
 
     assert world.judge.given == [[(0, 0, 1), (1, 0, 1)]]
     assert world.acknowledged == [(0, 0), (1, 1), (0, 1)]
+
+
+async def test_many_short_batches_wait_for_one_group_and_not_for_several():
+    world = World()
+
+    await world.feed(*(records(n % 2, "good", first=n // 2) for n in range(40)))
+
+    assert world.judge.given == [[(0, 0, 19), (1, 0, 19)]]
+
+
+async def test_what_waits_is_held_back_by_its_records():
+    world = World(batch_actions=10)
+
+    await world.feed(*(records(0, *["good"] * 5, first=5 * n) for n in range(20)))
+
+    # Four batches are two groups' worth; the fifth is in the transport's hand.
+    assert world.taken_before_judging == 5
+    assert world.judge.given == [[(0, first, first + 9)] for first in range(0, 100, 10)]
 
 
 async def test_what_is_away_is_waited_for_and_nothing_acknowledged_before():

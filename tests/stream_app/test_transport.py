@@ -6,9 +6,10 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from faust.types import TP
 
-from stream_app.transport import BatchConsumer
+from stream_app.transport import GATHER_BYTES, GATHER_MS, BatchConsumer, next_fetch
 
 HERE = TP("submitted", 9)
 
@@ -90,3 +91,17 @@ async def test_a_partition_without_a_position_ends_nothing():
     await consumer.verify_all_partitions_active()
 
     assert consumer.handed == []
+
+
+@pytest.mark.parametrize(
+    ("records", "waits_for"),
+    [
+        (0, (1, 20)),
+        (1, (1, 20)),
+        (3, (1, 20)),
+        (4, (GATHER_BYTES, GATHER_MS)),
+        (6000, (GATHER_BYTES, GATHER_MS)),
+    ],
+)
+def test_the_broker_gathers_only_where_several_records_come_together(records, waits_for):
+    assert next_fetch(records, longest_ms=20) == waits_for
