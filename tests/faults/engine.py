@@ -26,7 +26,7 @@ from tests.faults.checker import builds, check, is_kill
 from tests.faults.histories import MAIN, Copy, read
 from tests.faults.processes import until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import PARTITIONS, PATIENCE_S, Rig
 from tests.faults.writers import ANSWER_S, Writers
 
 PER_S = 60.0
@@ -95,12 +95,13 @@ def row(
     comes_to_rest: bool = True,
     cannot: str = "",
     takes_s: float = 600.0,
+    into: dict[str, Row] = ROWS,
 ) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
-    """Put a function into the matrix."""
+    """Put a function into the matrix, or among other rows."""
 
     def keep(act: Callable[[Scene], None]) -> Callable[[Scene], None]:
-        assert id not in ROWS, id
-        ROWS[id] = Row(
+        assert id not in into, id
+        into[id] = Row(
             id=id,
             what=what,
             at_risk=at_risk,
@@ -273,13 +274,17 @@ class Scene:
     def progress(self, actions: int = PROGRESS) -> None:
         """Wait until so much was judged since the last fault, with work under way."""
         since = self._judged_at_strike
-        until(lambda: _quietly(self.world.judged) >= since + actions, within_s=90, what=f"{actions} verdicts")
+        until(
+            lambda: _quietly(self.world.judged) >= since + actions,
+            within_s=PATIENCE_S,
+            what=f"{actions} verdicts",
+        )
         self.in_flight()
 
     def in_flight(self) -> None:
         until(
             lambda: self.writers.counts.open_requests > 0,
-            within_s=10,
+            within_s=PATIENCE_S,
             what="a request in flight",
             every_s=0.001,
         )
@@ -305,7 +310,7 @@ class Scene:
         self.result.struck += 1
         self.result.kills += is_kill(what)
 
-    def effect(self, what: str, seen: Callable[[], object], within_s: float = 60.0) -> None:
+    def effect(self, what: str, seen: Callable[[], object], within_s: float = 120.0) -> None:
         """See that the fault took hold."""
         took_s = until(lambda: _quietly(seen), within_s=within_s, what=what)
         self.rig.event("effect", text=what, took_s=round(took_s, 3))

@@ -1,10 +1,10 @@
 """The rig: real servers and services, and a proxy between every pair of them.
 
-    ingest, stream, stream2, push  ──link──▶  kafka-1 (2, 3), postgres, redis
+    ingest, stream, stream2, push, auditor  ──link──▶  kafka-1 (2, 3), postgres, redis
 
 A link is named `<who>-<what>`, as `stream-postgres`. Each broker has a listener for every service and
 tells it the link's address as its own, so nobody walks round the proxy. The rig itself, its readers
-and its checks go directly. `stream2` is a second worker, started when a row wants one.
+and its checks go directly. `stream2` is a second worker, started when a row wants one, as the auditor is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import secrets
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from redis import Redis
 
+from core.errors import Unavailable
 from service import keys
 from storage.kafka import topics
 from storage.postgres import definitions, migrate
@@ -32,7 +34,7 @@ from tests.acceptance.world import EVERYTHING, TRUSTED, written
 from tests.faults import clocks
 from tests.faults.histories import Event, Run, Transcript, write_one
 from tests.faults.ports import Block
-from tests.faults.processes import Broker, Listener, Process, environment
+from tests.faults.processes import Broker, Listener, Process, environment, until
 from tests.faults.proxy import Links, Loop
 from trueboard.devstack.postgres import SETTINGS, Postgres
 from trueboard.devstack.service import Service
@@ -44,6 +46,7 @@ SERVICES: Mapping[str, str] = {
     "stream": "stream_app",
     "stream2": "stream_app",
     "push": "push",
+    "auditor": "auditor",
 }
 """The rig's name of a process, and its module."""
 
@@ -55,12 +58,17 @@ SESSION_TIMEOUT_S = 3.0
 RECONCILE_INTERVAL_S = 3.0
 """Sooner than the default of 10 s, for the same reason."""
 
+PATIENCE_S = 240.0
+"""How long is waited for what is no promise of the product, but of the machine that it runs on."""
+
 MORE_TYPES = b"""
 [types.vast]
 min = 1
 max = 9223372036854775807
 """
 """Beside the types that everybody has, one with which a score can leave 64 bits."""
+
+ERASURE_SECRET = "the-key-under-which-this-rig-keeps-who-was-erased"
 
 _ISSUER = _AUDIENCE = "trueboard"
 _TOKEN_LIFE_S = 80_000
@@ -77,6 +85,8 @@ class Rig:
     seed: int = 1
     settings: dict[str, str] = field(default_factory=dict)
     """More settings of all services, without the prefix."""
+    product: Path | None = None
+    """Where the services' packages are taken from; None: from where this one is."""
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -150,7 +160,7 @@ class Rig:
 
     def _service(self, name: str, *, as_service: str) -> Process:
         """A process of this name, which runs and is linked as that service."""
-        program = Service(
+        program = _Service(
             name,
             [sys.executable, "-P", "-m", SERVICES[as_service]],
             metrics_port=self.metrics_ports[name],
@@ -214,6 +224,7 @@ class Rig:
             "TOKEN_MAX_LIFE_S": "86400",
             "LOOPBACK_ADDRESS_RATE": "100000",
             "LOOPBACK_MAX_SOCKETS": "20000",
+            "ERASURE_SECRET": ERASURE_SECRET,
             "SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
             "RECONCILE_INTERVAL_S": str(RECONCILE_INTERVAL_S),
             **self.settings,
@@ -221,7 +232,8 @@ class Rig:
         }
         if name in self.failpoints:
             settings["FAILPOINTS"] = self.failpoints[name]
-        return environment(settings) | clocks.shifted(self.clocks.get(name), self.data)
+        packages = {} if self.product is None else {"PYTHONPATH": str(self.product)}
+        return environment(settings) | packages | clocks.shifted(self.clocks.get(name), self.data)
 
     def tell(self, service: str, **settings: str) -> None:
         """Settings of one service from its next start on; none: as usual."""
@@ -255,10 +267,20 @@ class Rig:
         migrate.apply(self.postgres)
         catalogue = (importlib.resources.files("core") / "catalogue.toml").read_bytes() + MORE_TYPES
         definitions.apply(self.postgres, catalogue)
-        topics.declare(self.kafka, kind="external", partitions=PARTITIONS, replication=min(3, self.brokers))
+        until(self._declared, within_s=PATIENCE_S, what="the topics")
         keys.ensure(self.data / "keys")
         self.start(*STARTED)
         self.write_endpoints()
+
+    def _declared(self) -> bool:
+        """Whether the topics are there now; a broker that has just started may not answer in time."""
+        try:
+            topics.declare(
+                self.kafka, kind="external", partitions=PARTITIONS, replication=min(3, self.brokers)
+            )
+        except Unavailable:
+            return False
+        return True
 
     @property
     def broker_names(self) -> list[str]:
@@ -281,6 +303,13 @@ class Rig:
             self["stream2"].end()
         down = [name for name in ("postgres", "valkey", *self.broker_names, *STARTED) if not self[name].alive]
         self.start(*down)
+
+    def kill(self) -> None:
+        """End every process at once; nobody needs what is under way."""
+        for process in self.processes.values():
+            if process.alive:
+                process.go_on()
+                process.kill()
 
     def close(self) -> None:
         """End everything, the services first."""
@@ -307,6 +336,18 @@ class Rig:
             processes={name: [self[name].pid] for name in (*STARTED, "postgres", "valkey")}
             | {"supervisor": [os.getpid()]},
         ).write(self.data)
+
+    def operate(self, program: str, *arguments: str) -> None:
+        """Let the product's own code do what an operator would; `arguments` are its `sys.argv[1:]`."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program, *arguments],
+            env=self._env("ingest", "ingest"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
 
     # what is written down
 
@@ -370,6 +411,10 @@ class Rig:
             if line.startswith((f"{name}{{", f"{name} ")) and labels in line:
                 total += float(line.rsplit(" ", 1)[1])
         return total
+
+
+class _Service(Service):
+    ready_timeout_s = PATIENCE_S
 
 
 def _moved(url: str, port: int) -> str:

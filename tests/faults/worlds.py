@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import CACHE
@@ -16,15 +17,23 @@ from tests.faults.rig import Rig
 class Worlds:
     """Starts stacks as rows need them. A stack on which a row was broken is not used again."""
 
-    def __init__(self, directory: Path | None = None, *, thorough: bool = False, seed: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        thorough: bool = False,
+        seed: int = 1,
+        beside: Sequence[str] = (),
+    ) -> None:
+        """`beside` are services that every stack has beside those that it needs."""
         # Not in a home directory: the servers run as nobody, and Kafka has to reach its own.
         self.directory = directory or Path(tempfile.mkdtemp(prefix="trueboard-faults-"))
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)
         self.kept: list[Path] = []
-        self._thorough, self._seed = thorough, seed
+        self._thorough, self._seed, self._beside = thorough, seed, beside
         self._number = 0
-        self._shared: World | None = None
+        self.shared: World | None = None
 
     def run(self, row: Row) -> Result:
         """Run a row on the stack it needs."""
@@ -40,23 +49,36 @@ class Worlds:
                 world.close()
             self._tidy(world, result)
             return result
-        if self._shared is None:
-            self._shared = self.start()
-        world = self._shared
+        if self.shared is None:
+            self.shared = self.start()
+        world = self.shared
         result = run_row(world, row)
         if result.verdict == "broken":
-            self._shared = None
+            self.shared = None
             world.close()
             self._tidy(world, result)
         return result
 
-    def start(self, *, brokers: int = 1) -> World:
-        """A stack with load and readers, at work."""
+    def new_directory(self) -> Path:
+        """For whatever a run needs beside its own."""
+        return Path(tempfile.mkdtemp(dir=self.directory))
+
+    def start(self, *, brokers: int = 1, product: Path | None = None) -> World:
+        """A stack with load and readers, at work; its services from `product`, or as they are."""
         self._number += 1
         home = self.directory / str(self._number)
-        rig = Rig(home / "data", home / "run", CACHE, brokers=brokers, seed=self._seed + self._number)
+        rig = Rig(
+            home / "data",
+            home / "run",
+            CACHE,
+            brokers=brokers,
+            seed=self._seed + self._number,
+            product=product,
+        )
         try:
-            return World(rig, thorough=self._thorough)
+            world = World(rig, thorough=self._thorough)
+            rig.start(*self._beside)
+            return world
         except BaseException:
             rig.close()
             raise
@@ -76,10 +98,10 @@ class Worlds:
 
     def close(self) -> None:
         """End everything; what nobody needs to look at goes."""
-        if self._shared is not None:
-            self._shared.close()
-            shutil.rmtree(self._shared.rig.data.parent, ignore_errors=True)
-            self._shared = None
+        if self.shared is not None:
+            self.shared.close()
+            shutil.rmtree(self.shared.rig.data.parent, ignore_errors=True)
+            self.shared = None
         if not self.kept:
             shutil.rmtree(self.directory, ignore_errors=True)
 

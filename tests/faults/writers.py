@@ -28,6 +28,10 @@ ANSWER_S = 8.0
 MOST_OPEN = 150
 """Actions under way at once; above that new ones wait, as a client with a queue does."""
 
+LONGEST_PAUSE_S = 3.0
+"""Between two tries of an action; much shorter, and on a slow machine those that are refused leave no
+time for anything else."""
+
 _FINAL_REFUSALS = frozenset({400, 401, 403, 404, 409, 413, 415, 422})
 
 
@@ -248,7 +252,7 @@ class Writers:
             if purpose == "first":
                 attempt = "retry"
             await asyncio.sleep(pause_s * (0.5 + self._dice.random()))
-            pause_s = min(1.0, pause_s * 2)
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
     async def _attempt(self, action: Action, purpose: Literal["first", "retry", "again", "other"]) -> int:
         action.attempts += 1
@@ -303,7 +307,7 @@ class Writers:
             left, purpose = again, "retry"
             if left:
                 await asyncio.sleep(pause_s * (0.5 + self._dice.random()))
-                pause_s = min(1.0, pause_s * 2)
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
     async def _post(
         self, path: str, body: dict[str, Any], token: str | None, headers: dict[str, str]
