@@ -13,7 +13,7 @@ STACKS ?= 3
 MINUTES ?= 10
 SEED ?=
 
-.PHONY: up test lint bench faults soak lock clean help
+.PHONY: up test lint bench faults mutants soak lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,11 @@ faults: $(VENV)/.dev ## every row of the fault matrix, on STACKS=3 at a time; re
 	THOROUGH=1 FAULTS_RESULTS=tests/faults/results.json $(BIN)/pytest tests/faults/test_rows.py \
 		-m "long or not long" -n $(STACKS) --dist load --maxschedchunk 1 $(PYTEST_ARGS); \
 		result=$$?; $(BIN)/python -m tests.faults.table; exit $$result
+
+mutants: $(VENV)/.dev ## the product with one clause left out at a time, on STACKS=3; renews docs/reliability.md
+	MUTANTS_RESULTS=tests/faults/mutants.json $(BIN)/pytest tests/faults/test_mutants.py \
+		-m "long or not long" -n $(STACKS) --dist load --maxschedchunk 1 $(PYTEST_ARGS); \
+		result=$$?; $(BIN)/python -m tests.faults.mutants --table; exit $$result
 
 soak: $(VENV)/.dev ## faults at random: MINUTES=10 SEED=7
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
