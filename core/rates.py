@@ -23,6 +23,7 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right, insort_right
 from collections.abc import Collection, Iterable, Iterator
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -315,28 +316,42 @@ class Recent:
 
 
 class _Series:
-    """Instants in order, and the running sum of their points: `sums[i]` is that of the first i."""
+    """Instants in order, and the running sum of their points: `sums[i]` is that of the first i.
+
+    The sums are 8 bytes each; where one is beyond 64 bits, integers of Python's.
+    """
 
     __slots__ = ("instants", "sums")
 
     def __init__(self, pairs: Iterable[tuple[int, int]]) -> None:
         ordered = sorted(pairs)
         self.instants = array("q", [instant for instant, _ in ordered])
-        self.sums = [0]
-        total = 0
-        for _, points in ordered:
-            total += points
-            self.sums.append(total)
+        self.sums: array[int] | list[int] = array("q", [0])
+        self._put(1, list(accumulate(points for _, points in ordered)))
+
+    def _put(self, place: int, sums: list[int]) -> None:
+        """Have these from there on."""
+        if isinstance(self.sums, list):
+            self.sums[place:] = sums
+            return
+        try:
+            self.sums[place:] = array("q", sums)
+        except OverflowError:
+            self.sums = [*self.sums[:place], *sums]
 
     def add(self, instant_us: int, points: int) -> None:
         instants, sums = self.instants, self.sums
         if not instants or instant_us >= instants[-1]:
             instants.append(instant_us)
-            sums.append(sums[-1] + points)
+            total = sums[-1] + points
+            try:
+                sums.append(total)
+            except OverflowError:
+                self._put(len(sums), [total])
             return
         place = bisect_right(instants, instant_us)
         instants.insert(place, instant_us)
-        sums[place:] = [sums[place], *[total + points for total in sums[place:]]]
+        self._put(place, [sums[place], *[total + points for total in sums[place:]]])
 
     def count(self, at_us: int, window_us: int) -> int:
         """How many lie in (at − window, at]."""
