@@ -1,14 +1,19 @@
-"""PG: Postgres is stopped, its connections are cut, it is full, and an older backup is restored."""
+"""PG: Postgres is stopped, cut off, full, restored from an older backup, and written to by operators."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import psycopg
 
+from storage.redis.keys import board
 from tests.faults.engine import Scene, row
+from tests.faults.histories import MAIN
 from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
-from tests.faults.tools import copy_tree
+from tests.faults.operators import decide, erase
+from tests.faults.tools import copy_tree, direct_user, produce, record
 
 
 @row("PG-1", "Postgres ends at once and recovers from its log", "I-4 I-22", fast=True)
@@ -182,6 +187,67 @@ def older_backup(scene: Scene) -> None:
     _restored(scene, to_a_new_timeline=False)
 
 
+@row("PG-10", "Postgres would lose commits in a crash: synchronous_commit=off", "I-1")
+def commits_forgotten(scene: Scene) -> None:
+    """Set for the role or for the server: nobody commits like that, and who starts says why not."""
+    rig = scene.rig
+    role = "ALTER ROLE CURRENT_USER"
+    for told, careless, careful in (
+        ("of the role", f"{role} SET synchronous_commit = off", f"{role} RESET synchronous_commit"),
+        (
+            "of the server",
+            "ALTER SYSTEM SET synchronous_commit = off",
+            "ALTER SYSTEM RESET synchronous_commit",
+        ),
+    ):
+        try:
+            _careless(scene, told, careless)
+        finally:
+            rig.do(careful)
+            rig.do("SELECT pg_reload_conf()")
+        if not rig["stream"].alive:
+            rig["stream"].start()
+        scene.healed()
+        scene.world.as_before(60)
+
+
+def _careless(scene: Scene, told: str, careless: str) -> None:
+    rig, stream = scene.rig, scene.rig["stream"]
+
+    def forget() -> None:
+        rig.do(careless)
+        rig.do("SELECT pg_reload_conf()")
+
+    scene.strike(f"synchronous_commit=off {told}", forget, target="postgres")
+    scene.effect("new sessions have it", lambda: rig.one("SHOW synchronous_commit") == "off")
+    # Sessions that are open keep to what they were let in with.
+    scene.progress()
+    refused = stream.since_start().count(_REFUSES)
+    scene.strike(
+        "every connection ended",
+        lambda: rig.do(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ),
+        target="postgres",
+    )
+    scene.effect("the stream refuses new ones", lambda: stream.since_start().count(_REFUSES) > refused + 3)
+    judged = scene.world.judged()
+    scene.confirmations(100)
+    assert scene.world.judged() == judged, "something was committed"
+    scene.strike("the worker started anew", stream.stop, target="stream", gate=False)
+    stream.start(wait=False)
+    scene.effect("it ends", lambda: not stream.alive)
+    said = stream.since_start().splitlines()
+    assert stream.exit_code == 2, f"it ended with {stream.exit_code}"
+    assert len(said) == 1, said
+    assert _REFUSES in said[0], said
+    scene.observe(told=f"it says: {said[0]}")
+
+
+_REFUSES = "synchronous_commit off"
+
+
 @row(
     "PG-11",
     "an older backup is restored while Redis and Kafka are ahead, on a new timeline",
@@ -219,3 +285,86 @@ def _restored(scene: Scene, *, to_a_new_timeline: bool) -> None:
     assert behind < ahead
     scene.healed()
     scene.effect("a new epoch begins", lambda: scene.rig.one("SELECT count(*) FROM epochs") == 2)
+
+
+@row("PG-12", "people are erased while the stream and Postgres are killed", "I-18")
+def erased_meanwhile(scene: Scene) -> None:
+    """Each leads the board, so that every page and frame showed them before."""
+    for _ in range(scene.times(1, 4)):
+        for target in ("stream", "postgres"):
+            _erased_around_a_kill(scene, target)
+
+
+def _erased_around_a_kill(scene: Scene, target: str) -> None:
+    rig, users = scene.rig, (_leader(scene), _leader(scene))
+    _around_a_kill(scene, target, *(partial(erase, rig, user) for user in users))
+    scene.effect("the copy lost them", lambda: not any(_is_copied(scene, user) for user in users))
+    aside = _set_aside(scene)
+    produce(rig, [(user.encode(), record(user, "later")) for user in users])
+    scene.effect("what comes of them later is set aside", lambda: _set_aside(scene) == aside + len(users))
+
+
+@row("PG-13", "actions are decided about while the stream and Postgres are killed", "I-4 I-19")
+def decided_meanwhile(scene: Scene) -> None:
+    for _ in range(scene.times(1, 4)):
+        for target in ("stream", "postgres"):
+            _decided_around_kills(scene, target)
+    scene.observe(decisions=scene.rig.one("SELECT count(*) FROM ledger WHERE kind = 'decision'"))
+
+
+def _decided_around_kills(scene: Scene, target: str) -> None:
+    user = _leader(scene)
+    score = _score(scene, user)
+    for verdict, then in (("rejected", 0), ("accepted", score)):
+        decisions = (partial(decide, scene.rig, user, action, verdict) for action in ("most", "little"))
+        _around_a_kill(scene, target, *decisions)
+        assert _score(scene, user) == then, (user, verdict)
+
+
+def _around_a_kill(
+    scene: Scene, target: str, before: Callable[[], object], after: Callable[[], object]
+) -> None:
+    """One thing is done; the target is killed while others follow it; the other is done meanwhile."""
+    process = scene.rig[target]
+    before()
+    scene.strike(f"SIGKILL {target} right after", process.kill, target=target, gate=False)
+    if target == "stream":
+        after()
+        process.start()
+    else:
+        process.start(wait=False)
+        after()
+        process.wait_ready()
+    scene.healed()
+    scene.world.as_before(60)
+
+
+def _leader(scene: Scene) -> str:
+    """Somebody new at the top of the board, of two actions."""
+    user = direct_user()
+    highest = scene.rig.one("SELECT coalesce(max(score), 0) FROM entries")
+    actions = {"most": highest + 1000, "little": 10}
+    produce(
+        scene.rig,
+        [(user.encode(), record(user, action, "vast", points)) for action, points in actions.items()],
+    )
+    scene.progress()
+    scene.effect(
+        f"{user} is shown", lambda: _is_copied(scene, user) and _score(scene, user) == highest + 1010
+    )
+    return user
+
+
+def _score(scene: Scene, user: str) -> int:
+    return int(
+        scene.rig.one("SELECT score FROM entries JOIN players USING (player) WHERE user_id = %s", (user,))
+    )
+
+
+def _is_copied(scene: Scene, user: str) -> bool:
+    with scene.rig.redis_client() as client:
+        return bool(client.hexists(board(MAIN)[1], user))
+
+
+def _set_aside(scene: Scene) -> int:
+    return int(scene.rig.one("SELECT count(*) FROM set_aside WHERE reason = 'erased'"))

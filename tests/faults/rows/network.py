@@ -1,11 +1,20 @@
-"""N: links are cut, swallow what is sent, are slow, lose one way."""
+"""N: links are cut, swallow what is sent, are slow, lose one way; the issuer of tokens is away."""
 
 from __future__ import annotations
 
+import secrets
 import time
 
+import httpx
+
+from service import keys
+from tests.acceptance.world import EVERYTHING
 from tests.faults.engine import Scene, row
-from tests.faults.tools import close_all, half_open_sockets, open_files
+from tests.faults.issuers import Issuer
+from tests.faults.processes import until
+from tests.faults.rig import Rig
+from tests.faults.tools import close_all, direct_user, half_open_sockets, open_files
+from tests.faults.writers import ANSWER_S
 
 
 @row("N-1", "ingest is cut off from Kafka", "I-11", fast=True, wants={"503"})
@@ -122,6 +131,114 @@ def push_cut_from_kafka(scene: Scene) -> None:
             scene.progress()
             late.append(scene.world.feed_delay_s(within_s=20))
         scene.observe(feed_late_s=round(max(late), 1))
+
+
+@row("N-9", "the issuer's keys cannot be read: down, slow, an error, none", "I-11", wants={"503"})
+def keys_away(scene: Scene) -> None:
+    """Who has keys goes on with them; who has none yet answers 503 until there are some."""
+    rig, ingest = scene.rig, scene.rig["ingest"]
+    issuer = Issuer(rig.data / "keys" / keys.JWKS_FILE, rig.free_port())
+    issuer.begin()
+    rig.tell("ingest", jwks=issuer.url)
+    ingest.stop()
+    ingest.start()
+    stranger = _token_of_a_stranger(rig)
+    slowest_s = 0.0
+    try:
+        for mood in ("down", "slow", "500", "empty"):
+            with scene.broken(
+                _MOODS[mood],
+                lambda mood=mood: _bring(issuer, mood),  # type: ignore[misc]
+                lambda: _bring(issuer, "right"),
+                "the issuer",
+            ):
+                slowest_s = max(slowest_s, _goes_on_without(scene, stranger))
+        ingest.stop()
+        for mood in ("down", "slow", "500", "empty"):
+            _begins_without(scene, issuer, mood)
+    finally:
+        issuer.end()
+    scene.observe(slowest_s=round(slowest_s, 1))
+
+
+_MOODS = {
+    "down": "it does not listen",
+    "slow": "it answers after 20 s",
+    "500": "it answers 500",
+    "empty": "it answers with an empty set",
+}
+
+
+def _bring(issuer: Issuer, mood: str) -> None:
+    issuer.end()
+    if mood != "down":
+        issuer.mood = mood  # type: ignore[assignment]
+        issuer.begin()
+
+
+def _goes_on_without(scene: Scene, stranger: str) -> float:
+    """Until a read of the keys has failed, all are answered as ever; the longest that took, in seconds."""
+    failed = scene.rig.metric("ingest", _READS, 'result="failed"')
+    slowest_s = 0.0
+    with httpx.Client(base_url=scene.rig.http, timeout=ANSWER_S, trust_env=False) as door:
+
+        def asked() -> bool:
+            nonlocal slowest_s
+            begun_s = time.monotonic()
+            # Keys are read again because of one that is not known, twice a minute.
+            assert _act(door, stranger) == 401
+            assert _act(door, scene.rig.token(direct_user())) == 202
+            slowest_s = max(slowest_s, time.monotonic() - begun_s)
+            return scene.rig.metric("ingest", _READS, 'result="failed"') > failed
+
+        before = scene.writers.counts.confirmed
+        took_s = until(asked, within_s=60, what="a read of the keys that fails", every_s=0.5)
+        scene.rig.event("effect", text="a read of the keys failed", took_s=round(took_s, 3))
+        scene.effect("actions go on", lambda: scene.writers.counts.confirmed > before)
+    return slowest_s
+
+
+def _begins_without(scene: Scene, issuer: Issuer, mood: str) -> None:
+    """A process that has never seen a key says that it is not ready, and blames no token."""
+    rig, ingest = scene.rig, scene.rig["ingest"]
+    _bring(issuer, mood)
+    if ingest.alive:
+        scene.strike(f"ingest started anew while {_MOODS[mood]}", ingest.stop, target="ingest", gate=False)
+    else:
+        scene.note_strike(f"ingest started anew while {_MOODS[mood]}", "ingest")
+    ingest.start(wait=False)
+    with httpx.Client(base_url=rig.http, timeout=ANSWER_S, trust_env=False) as door:
+        scene.effect("it answers 503", lambda: _act(door, rig.token(direct_user())) == 503)
+        scene.effect("also later", lambda: _act(door, rig.token(direct_user())) == 503)
+    assert not ingest.program.is_ready(), "it says that it is ready, without keys"
+    before = scene.writers.counts.confirmed
+    _bring(issuer, "right")
+    ingest.wait_ready()
+    scene.effect("actions are taken", lambda: scene.writers.counts.confirmed > before)
+    scene.healed()
+
+
+_READS = "trueboard_key_fetches_total"
+
+
+def _act(door: httpx.Client, token: str) -> int:
+    """The status of one action with this token."""
+    action = {"action_id": secrets.token_hex(8), "type": "commit"}
+    headers = {"Authorization": f"Bearer {token}"}
+    return door.post("/v1/actions", json=action, headers=headers).status_code
+
+
+def _token_of_a_stranger(rig: Rig) -> str:
+    """Signed by a key that the issuer never had."""
+    keys.ensure(rig.data / "stranger")
+    return keys.issue(
+        rig.data / "stranger",
+        user=direct_user(),
+        scopes=EVERYTHING,
+        ttl_s=80_000,
+        issuer="trueboard",
+        audience="trueboard",
+    )
 
 
 @row("N-10", "readers of the feed vanish without a word", "I-20")
