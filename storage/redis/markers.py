@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,8 @@ from storage.redis.line import Line
 from storage.redis.turns import Turn
 
 TTL_S: Final = 86_400
+
+_MOST_AT_ONCE = 500
 
 
 class Marker(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -41,8 +44,9 @@ _REMEMBER: Final = scripts.source("markers")
 _NO_ANSWER = (redis_exceptions.RedisError, OSError)
 
 
+@lru_cache(maxsize=2048)
 def key(user_id: str, action_id: str) -> str:
-    """The marker's key; neither id can hold the byte between them."""
+    """The marker's key; neither id can hold the byte between them. Wanted twice: to look, and to mark."""
     digest = hashlib.sha256(f"{user_id}\0{action_id}".encode("utf-8", "surrogatepass")).digest()
     return "tb:marker:" + digest[:16].hex()
 
@@ -52,9 +56,7 @@ class Markers:
 
     def __init__(self, line: Line, *, ttl_s: int = TTL_S) -> None:
         self._line, self._ttl_s = line, ttl_s
-        self._remembering: Turn[SubmittedRecord] = Turn(
-            self._mark, lambda records, _: records, when_it_ends=line.when_turn_ends
-        )
+        self._unmarked: list[SubmittedRecord] = []
         self._looking: Turn[str] = Turn(
             lambda keys: line.execute("MGET", *keys),
             lambda _, values: values,
@@ -76,26 +78,31 @@ class Markers:
         """The markers of these (user id, action id), in order; None also where Redis did not answer."""
         if not keys:
             return []
+        self._mark()
         looking = self._line.execute("MGET", *(key(user_id, action_id) for user_id, action_id in keys))
         try:
             return [_read(value) for value in await looking]
         except _NO_ANSWER:
             return [None] * len(keys)
 
-    def remember(self, records: Sequence[SubmittedRecord]) -> asyncio.Future[Any]:
+    def remember(self, records: Sequence[SubmittedRecord]) -> None:
         """Mark these as published, unless another was before them under the same id.
 
         The command leaves in this turn of the loop, before or with the reply that follows, and
-        whoever looks by this line looks after it; so nobody need await what it gives. It never
-        raises unless it is awaited.
+        whoever looks by this line looks after it; so there is nothing to await.
         """
-        return self._remembering.ask(records[0]) if len(records) == 1 else self._mark(records)
+        if not self._unmarked:
+            self._line.when_turn_ends(self._mark)
+        self._unmarked += records
 
-    def _mark(self, records: Sequence[SubmittedRecord]) -> asyncio.Future[Any]:
+    def _mark(self) -> None:
         # One command for all: answering each by itself costs more than the rest of a batch.
-        keys = [key(record.user_id, record.action_id) for record in records]
-        values = [_encode((record.fingerprint, record.type, record.received_at)) for record in records]
-        return self._line.execute("EVAL", _REMEMBER, len(keys), *keys, self._ttl_s, *values)
+        unmarked, self._unmarked = self._unmarked, []
+        for begin in range(0, len(unmarked), _MOST_AT_ONCE):
+            records = unmarked[begin : begin + _MOST_AT_ONCE]
+            keys = [key(record.user_id, record.action_id) for record in records]
+            values = [_encode((record.fingerprint, record.type, record.received_at)) for record in records]
+            self._line.execute("EVAL", _REMEMBER, len(keys), *keys, self._ttl_s, *values)
 
     async def correct(self, judged: Judged) -> None:
         """Mark what the ledger says counted, whatever the marker said."""

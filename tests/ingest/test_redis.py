@@ -127,7 +127,7 @@ async def test_limits_are_decided_over_the_line(line: Line) -> None:
 
 async def test_a_marker_is_found_again_and_ends(line: Line) -> None:
     markers = Markers(line, ttl_s=100)
-    await markers.remember([record("a")])
+    markers.remember([record("a")])
     marker = await markers.found(markers.look("ann", "a"))
 
     assert marker == Marker(fingerprint("commit", None, None), "commit", at(0))
@@ -137,8 +137,8 @@ async def test_a_marker_is_found_again_and_ends(line: Line) -> None:
 
 async def test_the_first_marker_stays_until_it_is_corrected(line: Line) -> None:
     markers = Markers(line)
-    await markers.remember([record("a")])
-    await markers.remember([record("a", "level_complete")])
+    markers.remember([record("a")])
+    markers.remember([record("a", "level_complete")])
     first = await markers.found(markers.look("ann", "a"))
     await markers.correct(judged("a", "level_complete"))
     corrected = await markers.found(markers.look("ann", "a"))
@@ -150,8 +150,8 @@ async def test_the_first_marker_stays_until_it_is_corrected(line: Line) -> None:
 
 async def test_a_batch_is_marked_and_found_in_order(line: Line) -> None:
     markers = Markers(line)
-    await markers.remember([record("x", "level_complete")])
-    await markers.remember([record(f"a{number}") for number in range(500)] + [record("x")])
+    markers.remember([record("x", "level_complete")])
+    markers.remember([record(f"a{number}") for number in range(500)] + [record("x")])
     wanted = [("ann", f"a{number}") for number in range(500)] + [("ann", "x"), ("ann", "none")]
     found = await markers.find_many(wanted)
 
