@@ -76,7 +76,7 @@ class Mutant:
     patches: tuple[Patch, ...]
     row: str
     by: str = ""
-    """Text that what notices must contain."""
+    """What notices, as a regular expression: that a machine was too slow for a row is no notice."""
     fence: str = ""
     """Why nobody notices: what else keeps it from harm."""
 
@@ -318,6 +318,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="positions from the ledger, and offsets held against them",
         patches=(_GROUP, _GAPS),
         row="M-1",
+        by=r"^I-(1|9):",
     ),
     Mutant(
         name="the marker only after Kafka's confirmation",
@@ -330,6 +331,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="N-1",
+        by=r"actions were confirmed meanwhile|^I-(1|12|14):",
     ),
     Mutant(
         name="an answer only after Kafka's confirmation",
@@ -342,6 +344,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-2",
+        by=r"^I-(1|12|14):",
     ),
     Mutant(
         name="a copy moves only from the position it is at",
@@ -353,6 +356,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="a copy moves only from the position it is at, and its sizes",
         patches=(_CAS, _SIZES_BEFORE, _SIZES_AFTER),
         row="M-3",
+        by=r"^I-(5|6|8):",
     ),
     Mutant(
         name="the digest in a position",
@@ -369,16 +373,19 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-4",
+        by=r"the copy is of the ledger's history again",
     ),
     Mutant(
         name="the sizes of a copy, by whoever reads and changes it",
         patches=(_SIZES_BEFORE, _SIZES_AFTER, _READ_PAGE, _READ_PLAYERS),
         row="R-4",
+        by=r"^I-(5|6|8):",
     ),
     Mutant(
         name="the sizes of a copy, by anybody",
         patches=(_SIZES_BEFORE, _SIZES_AFTER, _READ_PAGE, _READ_PLAYERS, _RECONCILED),
         row="R-4",
+        by=r"the copy is whole again|^I-(5|6|8):",
     ),
     Mutant(
         name="the numbers of a build's pages",
@@ -390,6 +397,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="the numbers of a build's pages, and all sizes",
         patches=(*_PAGES, _SIZES_AT_SWAP, _SIZES_BEFORE, _SIZES_AFTER, _READ_PAGE, _READ_PLAYERS),
         row="M-5",
+        by=r"^I-(5|6|8):",
     ),
     Mutant(
         name="the cursor only after what was sent is confirmed",
@@ -402,6 +410,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-6",
+        by=r"^I-24:",
     ),
     Mutant(
         name="the user in an action's key",
@@ -413,6 +422,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-7",
+        by=r"^I-(1|3|9):",
     ),
     Mutant(
         name="a log is told from another by Kafka's topic id",
@@ -424,6 +434,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="K-18",
+        by=r"the ledger has gone over to the new log",
     ),
     Mutant(
         name="the version of definitions and people is compared",
@@ -435,6 +446,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-8",
+        by=r"by a catalogue that was not in force",
     ),
     Mutant(
         name="an operator holds *plan* alone",
@@ -446,6 +458,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-8",
+        by=r"by a catalogue that was not in force",
     ),
     Mutant(
         name="a delta for who is erased",
@@ -453,6 +466,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             Patch("storage/postgres/epochs.py", "            if len(delta):\n", "            if False:\n"),
         ),
         row="M-9",
+        by=r"^I-18:|^trueboard_audit",
     ),
     Mutant(
         name="windows are read again after another worker",
@@ -464,6 +478,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="M-10",
+        by=r"the verdicts are|^verify verdicts",
     ),
 )
 
