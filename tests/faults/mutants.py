@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import re
 import shutil
 import sys
 import time
@@ -79,6 +80,10 @@ class Mutant:
     """What notices, as a regular expression: that a machine was too slow for a row is no notice."""
     fence: str = ""
     """Why nobody notices: what else keeps it from harm."""
+
+    def is_as_said(self, caught: list[str]) -> bool:
+        """Whether this is who must notice; with a fence, that nobody did."""
+        return not caught if self.fence else any(re.search(self.by, one) for one in caught)
 
 
 @dataclass
@@ -211,6 +216,8 @@ def table() -> str:
         one = known.get(mutant.name)
         if one is None:
             lines.append(f"{about} not run | | |")
+        elif not mutant.is_as_said([*one["noticed"], *one["auditor"], *one["verify"]]):
+            lines.append(f"{about} **not as it must be**: {_short(one['noticed'])} | | |")
         elif mutant.fence:
             lines.append(f"{about} nobody: {mutant.fence} | | |")
         else:
