@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from core.topics import ALL, SUBMITTED
 from storage.redis.keys import board
 from tests.faults.histories import TABLES, Dump, Offsets, Transcript, WholeCopy, write_one
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import Rig
 
 GROUP = "trueboard-stream"
 
@@ -106,7 +106,7 @@ def ends(rig: Rig) -> dict[tuple[str, int], tuple[int, int]]:
                 TopicPartition(topic.name, partition), timeout=10
             )
             for topic in ALL
-            for partition in range(PARTITIONS)
+            for partition in range(rig.partitions[topic.name])
         }
     finally:
         consumer.close()
@@ -116,7 +116,8 @@ def committed(rig: Rig) -> dict[int, int]:
     """The stream group's committed offsets, by partition of the submitted topic; those it has."""
     admin = AdminClient({"bootstrap.servers": rig.kafka, "log_level": 0})
     wanted = ConsumerGroupTopicPartitions(
-        GROUP, [TopicPartition(SUBMITTED.name, partition) for partition in range(PARTITIONS)]
+        GROUP,
+        [TopicPartition(SUBMITTED.name, partition) for partition in range(rig.partitions[SUBMITTED.name])],
     )
     found = admin.list_consumer_group_offsets([wanted], request_timeout=10)[GROUP].result()
     return {place.partition: place.offset for place in found.topic_partitions if place.offset >= 0}

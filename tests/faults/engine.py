@@ -26,7 +26,7 @@ from tests.faults.checker import builds, check, is_kill
 from tests.faults.histories import MAIN, Copy, read
 from tests.faults.processes import until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
-from tests.faults.rig import PARTITIONS, PATIENCE_S, Rig
+from tests.faults.rig import PATIENCE_S, Rig
 from tests.faults.writers import ANSWER_S, Writers
 
 PER_S = 60.0
@@ -173,7 +173,7 @@ class World:
         """Records of the submitted topic that are not judged."""
         ends = self.ends()
         progress = self.progress()
-        return sum(max(0, ends[SUBMITTED.name, p] - progress.get(p, 0)) for p in range(PARTITIONS))
+        return sum(max(0, ends[SUBMITTED.name, p] - progress.get(p, 0)) for p in self._submitted)
 
     def progress(self) -> dict[int, int]:
         """The next offset of each partition of the log that is read now."""
@@ -232,7 +232,11 @@ class World:
 
     def _judged_to(self, ends: dict[tuple[str, int], int]) -> bool:
         progress = self.progress()
-        return all(progress.get(p, 0) >= ends[SUBMITTED.name, p] for p in range(PARTITIONS))
+        return all(progress.get(p, 0) >= ends[SUBMITTED.name, p] for p in self._submitted)
+
+    @property
+    def _submitted(self) -> range:
+        return range(self.rig.partitions[SUBMITTED.name])
 
     def _feed_at(self, here: Position) -> bool:
         shown = list(self.readers.open_sockets.values())

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from core.topics import ALL, SUBMITTED
 from storage.redis.keys import board
 from tests.faults.histories import DIALECTS, MAIN, Copy, Frame, Page, Record, Transcript, content_of
-from tests.faults.rig import PARTITIONS, Rig
+from tests.faults.rig import Rig
 from tests.faults.writers import Writers
 
 LOOK_EVERY_S = 0.1
@@ -212,7 +212,7 @@ class TopicReader(threading.Thread):
         return sum(times - 1 for times in list(self.submitted.values()))
 
     def renew(self) -> None:
-        """Topics were made anew: read them from their start."""
+        """Topics were made anew, or have more partitions: read what is new from its start."""
         self._renew.set()
 
     def end(self) -> None:
@@ -230,8 +230,10 @@ class TopicReader(threading.Thread):
     def run(self) -> None:
         while not self._over.is_set():
             self._renew.clear()
-            self.topic_ids = self.ids()
-            self.seen = {}
+            before, self.topic_ids = self.topic_ids, self.ids()
+            self.seen = {
+                place: end for place, end in self.seen.items() if before[place[0]] == self.topic_ids[place[0]]
+            }
             consumer = Consumer(
                 {
                     "bootstrap.servers": self.rig.kafka,
@@ -246,7 +248,11 @@ class TopicReader(threading.Thread):
             )
             try:
                 consumer.assign(
-                    [TopicPartition(name, number, 0) for name in self._names for number in range(PARTITIONS)]
+                    [
+                        TopicPartition(name, number, self.seen.get((name, number), 0))
+                        for name in self._names
+                        for number in range(self.rig.partitions[name])
+                    ]
                 )
                 while not self._over.is_set() and not self._renew.is_set():
                     try:

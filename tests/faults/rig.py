@@ -27,6 +27,7 @@ import psycopg
 from redis import Redis
 
 from core.errors import Unavailable
+from core.topics import ALL
 from service import keys
 from storage.kafka import topics
 from storage.postgres import definitions, migrate
@@ -101,6 +102,8 @@ class Rig:
         """Of each service, what TRUEBOARD_FAILPOINTS says at its next start."""
         self.clocks: dict[str, int] = {}
         """Of each service, by how many seconds its wall clock is wrong from its next start on."""
+        self.partitions = {topic.name: PARTITIONS for topic in ALL}
+        """Of each topic, also after a row has added some."""
         self._extra: dict[str, dict[str, str]] = {}
         self._prefix: dict[str, list[str]] = {}
         self._ports = Block()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
 import socket
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import OutOfOrderSequenceNumber
+from aiokafka.producer.transaction_manager import PidAndEpoch
+from aiokafka.structs import TopicPartition as AioPartition
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -21,7 +27,10 @@ from core.actions import fingerprint
 from core.topics import SUBMITTED
 from tests.acceptance.world import written
 from tests.faults.dumping import GROUP
+from tests.faults.histories import Record, read
 from tests.faults.rig import PARTITIONS, Rig
+
+REPEATED_OUT_OF_STEP = 37
 
 
 def record(user: str, action: str, type_: str = "commit", points: int | None = None) -> bytes:
@@ -120,6 +129,64 @@ def delete_topics(rig: Rig, names: Sequence[str]) -> None:
     while any(name in admin.list_topics(timeout=10).topics for name in names):
         assert time.monotonic() < deadline_s, "the topics are still there"
         time.sleep(0.1)
+
+
+def put_out_of_step(rig: Rig, topic: str) -> None:
+    """Write a batch in the name of the producer that wrote last, as its next one.
+
+    Its own next one is then out of order, which fails it for good. The batch repeats a record, in a
+    number that no batch of its own has: one of the same size would pass for its own.
+    """
+    path = rig.run / "topics" / f"{topic}.jsonl"
+    known = [record for record in read(path, Record) if record.key and record.value and not record.binary]
+    asyncio.run(_write_as_another(rig, topic, known[-1]))
+
+
+async def _write_as_another(rig: Rig, topic: str, record: Record) -> None:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=rig.kafka, enable_idempotence=True, max_batch_size=8 * 1024 * 1024
+    )
+    await producer.start()
+    try:
+        place = AioPartition(topic, record.partition)
+        for _ in range(100):
+            batch = producer.create_batch()
+            for _ in range(REPEATED_OUT_OF_STEP):
+                headers = [(name, value.encode()) for name, value in record.headers.items()]
+                key, value = (record.key or "").encode(), (record.value or "").encode()
+                assert batch.append(key=key, value=value, timestamp=None, headers=headers)
+            batch.close()
+            pid, epoch, sequence = _last_written(partition_directory(rig, record.partition, topic))
+            state = producer._txn_manager
+            state._pid_and_epoch = PidAndEpoch(pid, epoch)
+            state._sequence_numbers[place] = sequence + 1
+            try:
+                await (await producer.send_batch(batch, topic, partition=record.partition))
+            except OutOfOrderSequenceNumber:
+                # The producer was quicker than this.
+                continue
+            return
+    finally:
+        await producer.stop()
+    raise AssertionError("the producer was always quicker")
+
+
+def _last_written(directory: Path) -> tuple[int, int, int]:
+    """Producer id, its epoch and the last sequence number, of the last batch of a partition's log.
+
+    Source: https://kafka.apache.org/documentation/#recordbatch
+    """
+    content = max(directory.glob("*.log")).read_bytes()
+    at, found = 0, (-1, -1, -1)
+    while at + 61 <= len(content):
+        (length,) = struct.unpack_from(">i", content, at + 8)
+        if length <= 0 or at + 12 + length > len(content):
+            break
+        (last_delta,) = struct.unpack_from(">i", content, at + 23)
+        pid, epoch, first = struct.unpack_from(">qhi", content, at + 43)
+        found = pid, epoch, first + last_delta
+        at += 12 + length
+    return found
 
 
 def partition_directory(rig: Rig, partition: int, topic: str = SUBMITTED.name) -> Path:

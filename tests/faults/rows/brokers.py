@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
 
 from core.topics import BOARD_CHANGED, JUDGED, PLAYER, SUBMITTED
 from storage.kafka import topics
@@ -12,7 +19,7 @@ from tests.faults.checking.material import as_uuid
 from tests.faults.engine import Scene, row
 from tests.faults.histories import Record, read
 from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
-from tests.faults.rig import PARTITIONS
+from tests.faults.rig import PARTITIONS, Rig
 from tests.faults.tools import (
     ALL_PARTITIONS,
     copy_tree,
@@ -21,6 +28,7 @@ from tests.faults.tools import (
     move_group,
     partition_directory,
     produce,
+    put_out_of_step,
 )
 
 
@@ -135,6 +143,16 @@ def brokers_paused(scene: Scene) -> None:
         _in_sync(scene)
 
 
+def confirmed_by(rig: Rig, topic: str, replicas: int | None) -> None:
+    """How many replicas in sync a topic's records need to be confirmed; None: as its broker says."""
+    admin = AdminClient({"bootstrap.servers": rig.kafka, "log_level": 0})
+    operation = AlterConfigOpType.DELETE if replicas is None else AlterConfigOpType.SET
+    entry = ConfigEntry("min.insync.replicas", str(replicas or ""), incremental_operation=operation)
+    asked = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    for future in admin.incremental_alter_configs([asked]).values():
+        future.result(timeout=20)
+
+
 def _in_sync(scene: Scene) -> None:
     """Every partition of the submitted topic has all its replicas in sync again."""
     admin = AdminClient({"bootstrap.servers": scene.rig.kafka, "log_level": 0})
@@ -144,6 +162,72 @@ def _in_sync(scene: Scene) -> None:
         return all(len(partition.isrs) == 3 for partition in partitions.values())
 
     scene.effect("all replicas are in sync", whole)
+
+
+@row("K-7", "the broker is restarted and a worker's consumer never comes back", "I-22")
+def consumer_stands_still(scene: Scene) -> None:
+    """The worker keeps its partitions, its loop turns, its followers follow: it only brings nothing."""
+    stream, kafka = scene.rig["stream"], scene.rig["kafka-1"]
+    scene.rig.tell("stream", stuck_s="15")
+    scene.rig.failpoints["stream"] = "stream.brought=pause:86400s@100+"
+    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
+    stream.start(wait=False)
+    scene.effect(
+        "it brings nothing more", lambda: "stream.brought pause" in stream.since_start(), within_s=90
+    )
+    del scene.rig.failpoints["stream"]
+    scene.rig.tell("stream")
+    scene.strike(
+        "its consumer stands still, the broker is restarted", kafka.stop, target="kafka-1", gate=False
+    )
+    kafka.start()
+    scene.confirmations(50)
+    judged = scene.world.judged()
+    scene.effect("the worker has ended itself", lambda: not stream.alive, within_s=120)
+    assert stream.exit_code == 1, f"it ended with {stream.exit_code}"
+    assert "there is lag, and nothing was finished for" in stream.since_start(), stream.last_lines()
+    assert scene.world.judged() == judged, "it was at work"
+    stream.start()
+    scene.healed()
+
+
+@row(
+    "K-8",
+    "too few replicas were in sync, and the producers fail for good",
+    "I-1 I-12 I-22 I-24",
+    stack="trio",
+    wants={"503"},
+)
+def producers_fail_for_good(scene: Scene) -> None:
+    """The brokers and the producers come to differ about what was written last, as where a leader goes
+    with what it had not confirmed. librdkafka's producers then refuse everything, for ever."""
+    rig = scene.rig
+    others = [rig["kafka-2"], rig["kafka-3"]]
+
+    def kill() -> None:
+        for broker in others:
+            broker.kill()
+
+    with scene.broken(
+        "SIGKILL of two of three brokers", kill, lambda: rig.start("kafka-2", "kafka-3"), "kafka-2"
+    ):
+        scene.refusals(5)
+    _in_sync(scene)
+    scene.confirmations(50)
+    for service, topic in (("ingest", SUBMITTED), ("stream", BOARD_CHANGED)):
+        before = rig.metric(service, "trueboard_producers_replaced_total")
+        scene.strike(
+            f"what {service} wrote last to {topic.name} is another thing to the brokers",
+            lambda topic=topic: put_out_of_step(rig, topic.name),  # type: ignore[misc]
+            target=service,
+        )
+
+        def replaced(service: str = service, before: float = before) -> bool:
+            return rig.metric(service, "trueboard_producers_replaced_total") > before
+
+        scene.effect(f"the producer of {service} is made anew", replaced)
+        scene.confirmations(50)
+    scene.healed()
 
 
 @row("K-9", "a worker joins and is killed, over and over", "I-1 I-9 I-23")
@@ -200,6 +284,43 @@ def retention_passes(scene: Scene) -> None:
     _stops(scene, partition, "are gone")
 
 
+@row("K-14", "the submitted topic is given more partitions", "I-1 I-3 I-9 I-16", stack="own")
+def partitions_added(scene: Scene) -> None:
+    """Whoever writes notices within some minutes: here ingest is started anew, so that it does at once."""
+    rig, ingest, stream = scene.rig, scene.rig["ingest"], scene.rig["stream"]
+    count = rig.partitions[SUBMITTED.name] + 4
+
+    def add() -> None:
+        admin = AdminClient({"bootstrap.servers": rig.kafka, "log_level": 0})
+        for future in admin.create_partitions([NewPartitions(SUBMITTED.name, count)]).values():
+            future.result(timeout=20)
+        rig.partitions[SUBMITTED.name] = count
+        scene.topics.renew()
+
+    scene.strike("four partitions added to the twelve", add)
+    added = range(PARTITIONS, count)
+    scene.strike("SIGTERM of ingest", ingest.stop, target="ingest", gate=False)
+    ingest.start()
+
+    def judged_of_all() -> bool:
+        progress = scene.world.progress()
+        return all(progress.get(partition, 0) > 0 for partition in added)
+
+    scene.effect("actions of all the new partitions are judged", judged_of_all)
+    scene.effect("there is an alarm", lambda: "partitions_added" in stream.since_start())
+    moved = rig.one(
+        "SELECT count(*) FROM (SELECT player FROM ledger GROUP BY player"
+        " HAVING bool_or(kafka_partition < %(made)s) AND bool_or(kafka_partition >= %(made)s)) both_",
+        {"made": PARTITIONS},
+    )
+    assert moved, "nobody's actions have moved to another partition"
+    scene.observe(players_moved=moved)
+    scene.strike("SIGKILL of the worker", stream.kill, target="stream")
+    stream.start()
+    scene.healed()
+    scene.effect("it says so again", lambda: "partitions_added" in stream.since_start())
+
+
 @row(
     "K-15",
     "records are written again, in another order, past the door",
@@ -220,24 +341,53 @@ def written_again(scene: Scene) -> None:
     scene.observe(rows_before=before[0], repeated_by_hand=before[1])
 
 
-@row("K-17", "the topics that follow the ledger are deleted and made again", "I-7 I-24", stack="own")
+@row("K-17", "the topic of changes takes no records, all other topics do", "I-7 I-24")
+def changes_unavailable(scene: Scene) -> None:
+    rig, stream = scene.rig, scene.rig["stream"]
+
+    def behind() -> int:
+        """Revisions that the publisher's cursor stands behind the ledger."""
+        return int(rig.one("SELECT (SELECT max(revision) FROM revisions) - (SELECT revision FROM cursors)"))
+
+    said = stream.since_start().count(_TOPICS_WAIT)
+    with scene.broken(
+        "its partitions must be confirmed by more replicas than there are",
+        lambda: confirmed_by(rig, BOARD_CHANGED.name, 2),
+        lambda: confirmed_by(rig, BOARD_CHANGED.name, None),
+    ):
+        scene.effect(
+            "the publisher waits", lambda: stream.since_start().count(_TOPICS_WAIT) > said, within_s=60
+        )
+        stood = rig.one("SELECT revision FROM cursors")
+        lag, late = behind(), []
+        for _ in range(5):
+            scene.progress(scene.times(25, 100))
+            here = scene.world.position()
+            scene.effect("the copy shows it", lambda here=here: scene.world.copied() >= here)  # type: ignore[misc]
+            late.append(scene.world.feed_delay_s(within_s=20))
+        assert rig.one("SELECT revision FROM cursors") == stood, "the cursor has moved"
+        assert behind() > lag, "the ledger has not moved"
+        scene.observe(feed_late_s=round(max(late), 1), revisions_behind=behind())
+    scene.effect("the topics have all", lambda: behind() < 30)
+
+
+_TOPICS_WAIT = "Kafka has not confirmed what follows the ledger"
+
+
+@row("K-20", "the topics that follow the ledger are deleted and made again", "I-7 I-24", stack="own")
 def outgoing_made_again(scene: Scene) -> None:
     names = [BOARD_CHANGED.name, JUDGED.name, PLAYER.name]
-
-    def again() -> None:
-        delete_topics(scene.rig, names)
-
-    scene.strike("three topics deleted", again)
-    scene.progress(50)
-    topics.declare(scene.rig.kafka, kind="external", partitions=PARTITIONS, replication=1)
-    scene.topics.renew()
+    for _ in range(scene.times(2, 4)):
+        scene.strike("three topics deleted", lambda: delete_topics(scene.rig, names))
+        scene.progress(50)
+        topics.declare(scene.rig.kafka, kind="external", partitions=PARTITIONS, replication=1)
+        scene.topics.renew()
+        made = {name: as_uuid(id) for name, id in scene.topics.ids().items() if name in names}
+        scene.effect(
+            "the publisher has begun again, for these topics",
+            lambda made=made: scene.rig.one("SELECT topic_ids FROM cursors") == made,  # type: ignore[misc]
+        )
     scene.healed()
-    made = {name: as_uuid(id) for name, id in scene.topics.ids().items() if name in names}
-    scene.effect(
-        "the publisher has begun again, for these topics",
-        lambda: scene.rig.one("SELECT topic_ids FROM cursors") == made,
-        within_s=50,
-    )
 
 
 @row(
