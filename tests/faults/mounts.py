@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,14 @@ from tests.faults.tools import copy_tree
 def _why_not() -> str:
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return "a small disk is a tmpfs, which only root may mount"
-    where = Path("/tmp/trueboard-mount-probe")
-    where.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)], check=False)
-    if done.returncode:
-        return "this machine lets nobody mount a tmpfs"
-    subprocess.run(["umount", str(where)], check=True)
+    # Several runs of tests ask this at once.
+    where = tempfile.mkdtemp(prefix="trueboard-mount-probe-")
+    try:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", where], check=False).returncode:
+            return "this machine lets nobody mount a tmpfs"
+        subprocess.run(["umount", where], check=True)
+    finally:
+        Path(where).rmdir()
     return ""
 
 
