@@ -48,6 +48,8 @@ LOOK_AT_LOG_S: Final = 3.0
 """How often a worker asks whether the topic is still the log it reads."""
 COMPARE_LOG_S: Final = 10.0
 """How often what was read is held against what the log holds there now."""
+IDLE_FETCH_MS: Final = 250
+"""How long Kafka may keep a fetch that finds nothing; it answers as soon as there is something."""
 
 
 _log = logs.get("stream_app")
@@ -199,6 +201,9 @@ class _Worker:
             web_enabled=False,
         )
         app.max_batch = settings.batch_actions
+        if settings.kafka_kind != "memory":
+            # That one would not answer earlier.
+            app.fetch_idle_wait_ms = IDLE_FETCH_MS
         app.positions = self._positions
         app.on_defect = self._on_defect
         source = app.topic(topics.SUBMITTED.name, schema=RawSchema())

@@ -68,13 +68,17 @@ class RawSchema(faust.Schema):  # type: ignore[misc]
         return decode
 
 
-def next_fetch(records: int, longest_ms: int) -> tuple[int, int]:
+def next_fetch(records: int, longest_ms: int, idle_ms: int) -> tuple[int, int]:
     """The least bytes that the broker waits for, and for how many ms, after a fetch of so many records.
 
-    While little comes, a record is fetched at once. Where several come together the broker gathers for
-    a moment: otherwise each is fetched by itself, and the fetches cost more than the judging. A
-    backlog has those bytes ready and waits for nothing.
+    While little comes, a record is fetched at once, and the others are not asked for long: one that
+    has just been fetched is not among them and would wait behind. Where nothing comes all are asked
+    for, and the broker answers as soon as there is something: then it may be asked less often. Where
+    several come together the broker gathers for a moment: otherwise each is fetched by itself, and the
+    fetches cost more than the judging. A backlog has those bytes ready and waits for nothing.
     """
+    if not records:
+        return 1, idle_ms
     return (GATHER_BYTES, GATHER_MS) if records >= GATHER_FROM else (1, longest_ms)
 
 
@@ -92,7 +96,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         if (consumer := self._consumer) is not None:
             fetcher = consumer._fetcher
             fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = next_fetch(
-                records, self.app.fetch_max_wait_ms
+                records, self.app.fetch_max_wait_ms, self.app.fetch_idle_wait_ms
             )
 
 
@@ -295,6 +299,8 @@ class BatchApp(faust.App):  # type: ignore[misc]
 
     max_batch = 1000
     fetch_max_wait_ms = 20
+    fetch_idle_wait_ms = 20
+    """How long a fetch waits where nothing came for a second."""
     metadata_max_age_ms = 10_000
     positions: Callable[[set[int], Callable[[], bool]], Awaitable[dict[int, int]]]
     on_defect: Callable[[BaseException], None]

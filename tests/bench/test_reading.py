@@ -45,7 +45,9 @@ def test_the_work_of_a_living_and_of_an_ended_child_is_counted():
         alone_s = _cpu.alone_s(process.pid)
 
     assert ended_s >= 0.29
-    assert both_s >= ended_s + 0.29
+    # The second may have begun before the first look.
+    assert both_s >= 2 * 0.29
+    assert both_s > ended_s
     assert alone_s < 0.29
 
 

@@ -71,13 +71,22 @@ def test_a_program_that_keeps_ending_is_started_ever_more_slowly(tmp_path: Path)
     heard: list[str] = []
     # the first start holds, every later one ends at once
     source = "import time\nprint('up', flush=True)\ntime.sleep(0.3 if START == 1 else 0)\nraise SystemExit(3)"
+
+    def delays() -> list[str]:
+        return [line.rpartition(" in ")[2] for line in heard if "exit code 3" in line]
+
+    def ask_after_four() -> None:
+        until_s = time.monotonic() + 30
+        while len(delays()) < 4 and time.monotonic() < until_s:
+            time.sleep(0.01)
+        ask_to_stop()
+
     with supervisor(heard) as watched:
         watched.start([StandIn("one", tmp_path / "one", source)])
-        after(1.5, ask_to_stop)
+        after(0.0, ask_after_four)
         watched.watch(lambda _: None)
 
-    delays = [line.rpartition(" in ")[2] for line in heard if "exit code 3" in line]
-    assert delays[:4] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
+    assert delays()[:4] == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ async def test_a_broker_that_falls_silent_is_answered_in_time(tmp_path):
         sender = Delivery(bootstrap, client_id="test")
         await sender.start()
         await sender.send(TOPIC, b"k", b"before")
-        broker.send_signal(signal.SIGSTOP)
+        stand_still(broker)
         began_s = time.monotonic()
         one = sender.send(TOPIC, b"k", b"during")
         many = sender.send_many(TOPIC, [(b"k%d" % n, b"v", ()) for n in range(100)])
@@ -216,6 +216,13 @@ async def test_a_broker_that_falls_silent_is_answered_in_time(tmp_path):
     assert took_s < ANSWERED_WITHIN_S
     assert {type(outcome) for outcome in outcomes} == {Unavailable}
     assert after >= 1
+
+
+def stand_still(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{process.pid}/task")
+    while any(" T " not in (thread / "stat").read_text() for thread in threads.iterdir()):
+        time.sleep(0.01)
 
 
 async def eventually_delivered(sender: Delivery) -> int:

@@ -96,7 +96,7 @@ async def test_a_partition_without_a_position_ends_nothing():
 @pytest.mark.parametrize(
     ("records", "waits_for"),
     [
-        (0, (1, 20)),
+        (0, (1, 300)),
         (1, (1, 20)),
         (3, (1, 20)),
         (4, (GATHER_BYTES, GATHER_MS)),
@@ -104,4 +104,4 @@ async def test_a_partition_without_a_position_ends_nothing():
     ],
 )
 def test_the_broker_gathers_only_where_several_records_come_together(records, waits_for):
-    assert next_fetch(records, longest_ms=20) == waits_for
+    assert next_fetch(records, longest_ms=20, idle_ms=300) == waits_for

@@ -26,6 +26,13 @@ def run(command: Any, data: Path, *options: str) -> Result:
     return CliRunner().invoke(command, [*options, "--data", str(data)])
 
 
+def judged(stack: Endpoints) -> int:
+    with psycopg.connect(stack.postgres) as connection:
+        row = connection.execute("SELECT count(*) FROM ledger").fetchone()
+    assert row
+    return int(row[0])
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
     repository = Made.at(tmp_path / "history.git")
@@ -108,6 +115,7 @@ def test_a_simulation_can_be_interrupted_and_is_accounted_for(stack: Endpoints, 
 @pytest.mark.kafka
 @pytest.mark.services
 def test_nothing_is_lost_while_the_services_are_killed(stack: Endpoints, stack_data: Path) -> None:
+    before = judged(stack)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "trueboard", "simulate", "--json"),
@@ -116,9 +124,13 @@ def test_nothing_is_lost_while_the_services_are_killed(stack: Endpoints, stack_d
         stdout=subprocess.PIPE,
         text=True,
     )
+    # A door that never answered is said so; one that answered and is gone is waited for.
+    while judged(stack) == before:
+        time.sleep(0.1)
+        assert process.poll() is None
     for name in ("ingest", "stream_app"):
-        time.sleep(2.5)
         os.kill(Endpoints.read(stack_data).processes[name][0], signal.SIGKILL)
+        time.sleep(2.5)
     output, _ = process.communicate(timeout=120)
 
     told = json.loads(output)
