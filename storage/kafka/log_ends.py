@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from core.errors import Unavailable
+
+_UNKNOWN: Final = frozenset(
+    {KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
+"""What librdkafka may go on saying of a topic for minutes, out of memory, after a broker that came back
+from a pause has once not known it."""
 
 
 class LogEnds:
@@ -20,25 +26,30 @@ class LogEnds:
 
     def __init__(self, bootstrap: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
         self._topic = topic
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap,
-                "group.id": "trueboard-log-ends",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "fetch.wait.max.ms": 20,
-                # One batch of records answers, however large; what lies behind it is not asked for.
-                "fetch.message.max.bytes": 1024,
-                "queued.min.messages": 1,
-                # What was brought is taken at once, so nothing waits a second for its turn.
-                "fetch.queue.backoff.ms": 10,
-                "log_level": 0,
-                **(kafka or {}),
-            }
-        )
+        self._settings = {
+            "bootstrap.servers": bootstrap,
+            "group.id": "trueboard-log-ends",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
+            # One batch of records answers, however large; what lies behind it is not asked for.
+            "fetch.message.max.bytes": 1024,
+            "queued.min.messages": 1,
+            # What was brought is taken at once, so nothing waits a second for its turn.
+            "fetch.queue.backoff.ms": 10,
+            "log_level": 0,
+            **(kafka or {}),
+        }
+        self._consumer = Consumer(self._settings)
 
     def close(self) -> None:
         self._consumer.close()
+
+    def _forget(self, error: BaseException) -> None:
+        """Ask anew the next time where this one only repeats what it once heard."""
+        if isinstance(error, KafkaException) and error.args[0].code() in _UNKNOWN:
+            self._consumer.close()
+            self._consumer = Consumer(self._settings)
 
     def ends(self, partitions: set[int], *, timeout_s: float = 5.0) -> dict[int, tuple[int, int]]:
         """(first offset, next offset to be written) of each partition.
@@ -54,6 +65,7 @@ class LogEnds:
                 )
                 found[partition] = (low, high)
         except (KafkaException, TypeError) as error:
+            self._forget(error)
             raise Unavailable(f"Kafka does not tell the ends of {self._topic}: {error}") from error
         return found
 

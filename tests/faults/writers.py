@@ -89,6 +89,8 @@ class Writers:
         self._open: set[asyncio.Task[None]] = set()
         self._recent: list[Action] = []
         self.confirmed_at_s: list[float] = []
+        self.latest_confirmed_begun_s = float("-inf")
+        """When the latest of the requests that were confirmed was begun."""
         self._verdicts: dict[tuple[str, str], str | None] = {}
         self._pace: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -370,6 +372,7 @@ class Writers:
         if attempt.status in (200, 202) and attempt.purpose in ("first", "retry"):
             counts.confirmed += 1
             self.confirmed_at_s.append(attempt.ended_s)
+            self.latest_confirmed_begun_s = max(self.latest_confirmed_begun_s, attempt.begun_s)
             if action.user.startswith("lone-"):
                 self._verdicts[action.user, action.action] = attempt.verdict
             else:

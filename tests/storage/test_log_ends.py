@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from core.errors import Unavailable
+from storage.kafka import log_ends as module
 from storage.kafka.log_ends import LogEnds
 from tests.conftest import PARTITIONS, Kafka
 
@@ -46,3 +49,29 @@ def test_a_record_of_each_partition_is_found_within_large_batches(kafka: Kafka, 
     assert {partition: value.split()[0] for partition, (_, value) in found.items() if value} == dict.fromkeys(
         range(PARTITIONS), b"%d" % offset
     )
+
+
+def test_what_one_consumer_keeps_saying_of_a_topic_is_asked_of_another(monkeypatch: pytest.MonkeyPatch):
+    """librdkafka remembers for minutes that a broker which came back knew no topics yet."""
+
+    class Remembers:
+        made = 0
+
+        def __init__(self, _: dict[str, Any]) -> None:
+            Remembers.made += 1
+            self.number = Remembers.made
+
+        def get_watermark_offsets(self, partition: TopicPartition, *, timeout: float) -> tuple[int, int]:
+            if self.number == 1:
+                raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+            return partition.partition, 7
+
+        def close(self) -> None:
+            self.number = 0
+
+    monkeypatch.setattr(module, "Consumer", Remembers)
+    ends = LogEnds("127.0.0.1:1", "t")
+    with pytest.raises(Unavailable):
+        ends.ends({0, 1})
+
+    assert ends.ends({0, 1}) == {0: (0, 7), 1: (1, 7)}
