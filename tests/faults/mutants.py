@@ -338,7 +338,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         row="N-1",
-        by=r"actions were confirmed meanwhile|^I-(1|12|14):",
+        by=r"an action was confirmed that was sent|^I-(1|12|14):",
     ),
     Mutant(
         name="an answer only after Kafka's confirmation",
