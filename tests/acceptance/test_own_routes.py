@@ -726,9 +726,12 @@ def test_one_users_limit_is_nobody_elses(world: World):
     ids=["S0", "S2"],
 )
 def test_every_contract_says_429_in_its_own_shape(world: World, path: str, body: Any, shape: Body):
-    user = _spent(world)
-
-    answer = world.send(path, body(user, world.token(user)))
+    for _ in range(10):
+        user = _spent(world)
+        answer = world.send(path, body(user, world.token(user)))
+        # On a slow machine there may be room for one again by then.
+        if answer.status_code != 200:
+            break
 
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1

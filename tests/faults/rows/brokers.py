@@ -245,7 +245,7 @@ def offsets_set_back(scene: Scene) -> None:
     _with_offsets(scene, dict.fromkeys(ALL_PARTITIONS, 0), "set back to 0")
 
 
-@row("K-12", "the group's offsets are set ahead of what was read", "I-9", fast=True)
+@row("K-12", "the group's offsets are set ahead of what was read", "I-9")
 def offsets_set_ahead(scene: Scene) -> None:
     ends = scene.world.ends()
     ahead = {partition: ends[SUBMITTED.name, partition] + 500 for partition in ALL_PARTITIONS}

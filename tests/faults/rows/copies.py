@@ -82,7 +82,7 @@ def one_key_deleted_at_rest(scene: Scene) -> None:
     scene.healed()
 
 
-@row("R-5", "an older dump is put back", "I-5", fast=True)
+@row("R-5", "an older dump is put back", "I-5")
 def older_dump(scene: Scene) -> None:
     valkey, home = scene.rig["valkey"], scene.rig.data / "valkey"
     kept = scene.rig.data / "valkey.kept"

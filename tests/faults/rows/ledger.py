@@ -21,7 +21,7 @@ def immediate_stop(scene: Scene) -> None:
     scene.kill("postgres", scene.times(2, 5))
 
 
-@row("PG-2", "connections end in the middle of transactions and of commits", "I-3 I-4", fast=True)
+@row("PG-2", "connections end in the middle of transactions and of commits", "I-3 I-4")
 def connections_cut(scene: Scene) -> None:
     rig = scene.rig
     query = (

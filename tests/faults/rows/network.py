@@ -67,7 +67,7 @@ def slow(scene: Scene) -> None:
         scene.progress()
 
 
-@row("N-5", "Postgres hears a commit, its answer vanishes", "I-3 I-4", fast=True, wants={"redelivered"})
+@row("N-5", "Postgres hears a commit, its answer vanishes", "I-3 I-4", wants={"redelivered"})
 def answer_to_a_commit_vanishes(scene: Scene) -> None:
     stream, link = scene.rig["stream"], "stream-postgres"
     for _ in range(scene.times(1, 5)):

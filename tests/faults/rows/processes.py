@@ -41,7 +41,7 @@ def stream_within_its_transaction(scene: Scene) -> None:
     scene.die_at("stream", [place for place in PLACES if place.startswith("ledger.") and place != COMMITTED])
 
 
-@row("P-6", "the stream ends after its commit, before Redis", "I-5 I-7", fast=True)
+@row("P-6", "the stream ends after its commit, before Redis", "I-5 I-7")
 def stream_after_its_commit(scene: Scene) -> None:
     scene.die_at("stream", [COMMITTED, "boards.applying"])
 
