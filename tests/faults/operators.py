@@ -15,12 +15,11 @@ import msgspec
 from core import digest
 from core.errors import Unavailable
 from core.receipts import Reason
-from service import erasure_key
 from storage.postgres import epochs
 from storage.postgres.ledger import Ledger, OpenBatch
 from tests.faults.histories import MAIN
 from tests.faults.processes import until
-from tests.faults.rig import Rig
+from tests.faults.rig import ERASURE_SECRET, Rig
 
 REVERSED = Reason("reversed", "operator")
 
@@ -28,24 +27,31 @@ REVERSED = Reason("reversed", "operator")
 def erase(rig: Rig, user: str) -> None:
     """Erase one person, under the key that the stream knows."""
     pid = rig.one("SELECT pid::text FROM players WHERE user_id = %s", (user,))
-    key = erasure_key.read("", rig.data / "stream" / "keys")
-    _done(rig, lambda ledger: epochs.erase(ledger, key, [pid]))
+    _done(rig, lambda ledger: epochs.erase(ledger, ERASURE_SECRET.encode(), [pid]))
     assert rig.one("SELECT erased_at IS NOT NULL FROM players WHERE pid = %s", (pid,))
 
 
 def decide(rig: Rig, user: str, action: str, verdict: str) -> int:
     """Accept or reject an action by hand, whatever was said of it before: the number of the new row."""
-    seq = rig.one(
-        "SELECT max(seq) + 1 FROM ledger JOIN players USING (player) WHERE user_id = %s AND action_id = %s",
-        (user, action),
-    )
+    seqs: list[int] = []
+
+    def read(ledger: Ledger) -> None:
+        with ledger.looking() as cursor:
+            row = cursor.execute(
+                "SELECT max(seq) + 1 FROM ledger JOIN players USING (player)"
+                " WHERE user_id = %s AND action_id = %s",
+                (user, action),
+            ).fetchone()
+        assert row is not None, (user, action)
+        seqs.append(int(row[0]))
 
     def add(ledger: Ledger) -> None:
         with ledger.exclusive() as batch:
-            _add_decision(batch, user, action, seq, verdict)
+            _add_decision(batch, user, action, seqs[-1], verdict)
 
+    _done(rig, read)
     _done(rig, add)
-    return int(seq)
+    return seqs[-1]
 
 
 def _add_decision(batch: OpenBatch, user: str, action: str, seq: int, verdict: str) -> None:

@@ -143,11 +143,11 @@ def brokers_paused(scene: Scene) -> None:
         _in_sync(scene)
 
 
-def confirmed_by(rig: Rig, topic: str, replicas: int | None) -> None:
-    """How many replicas in sync a topic's records need to be confirmed; None: as its broker says."""
+def longest_batch(rig: Rig, topic: str, most_bytes: int | None) -> None:
+    """How long a batch of records the topic takes; None: as its broker says."""
     admin = AdminClient({"bootstrap.servers": rig.kafka, "log_level": 0})
-    operation = AlterConfigOpType.DELETE if replicas is None else AlterConfigOpType.SET
-    entry = ConfigEntry("min.insync.replicas", str(replicas or ""), incremental_operation=operation)
+    operation = AlterConfigOpType.DELETE if most_bytes is None else AlterConfigOpType.SET
+    entry = ConfigEntry("max.message.bytes", str(most_bytes or ""), incremental_operation=operation)
     asked = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
     for future in admin.incremental_alter_configs([asked]).values():
         future.result(timeout=20)
@@ -351,9 +351,9 @@ def changes_unavailable(scene: Scene) -> None:
 
     said = stream.since_start().count(_TOPICS_WAIT)
     with scene.broken(
-        "its partitions must be confirmed by more replicas than there are",
-        lambda: confirmed_by(rig, BOARD_CHANGED.name, 2),
-        lambda: confirmed_by(rig, BOARD_CHANGED.name, None),
+        "it takes no batch longer than a byte",
+        lambda: longest_batch(rig, BOARD_CHANGED.name, 1),
+        lambda: longest_batch(rig, BOARD_CHANGED.name, None),
     ):
         scene.effect(
             "the publisher waits", lambda: stream.since_start().count(_TOPICS_WAIT) > said, within_s=60
@@ -371,7 +371,7 @@ def changes_unavailable(scene: Scene) -> None:
     scene.effect("the topics have all", lambda: behind() < 30)
 
 
-_TOPICS_WAIT = "Kafka has not confirmed what follows the ledger"
+_TOPICS_WAIT = "Kafka refuses what follows the ledger"
 
 
 @row("K-20", "the topics that follow the ledger are deleted and made again", "I-7 I-24", stack="own")

@@ -189,15 +189,15 @@ def older_backup(scene: Scene) -> None:
 
 @row("PG-10", "Postgres would lose commits in a crash: synchronous_commit=off", "I-1")
 def commits_forgotten(scene: Scene) -> None:
-    """Set for the role or for the server: nobody commits like that, and who starts says why not."""
+    """Set for the role or for the database: nobody commits like that, and who starts says why not."""
     rig = scene.rig
-    role = "ALTER ROLE CURRENT_USER"
+    role, database = "ALTER ROLE CURRENT_USER", f"ALTER DATABASE {rig.one('SELECT current_database()')}"
     for told, careless, careful in (
         ("of the role", f"{role} SET synchronous_commit = off", f"{role} RESET synchronous_commit"),
         (
-            "of the server",
-            "ALTER SYSTEM SET synchronous_commit = off",
-            "ALTER SYSTEM RESET synchronous_commit",
+            "of the database",
+            f"{database} SET synchronous_commit = off",
+            f"{database} RESET synchronous_commit",
         ),
     ):
         try:
