@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any, LiteralString
 
 import msgspec
 
@@ -26,32 +27,29 @@ REVERSED = Reason("reversed", "operator")
 
 def erase(rig: Rig, user: str) -> None:
     """Erase one person, under the key that the stream knows."""
-    pid = rig.one("SELECT pid::text FROM players WHERE user_id = %s", (user,))
+    pid = _told(rig, "SELECT pid::text FROM players WHERE user_id = %s", user)
     _done(rig, lambda ledger: epochs.erase(ledger, ERASURE_SECRET.encode(), [pid]))
     assert rig.one("SELECT erased_at IS NOT NULL FROM players WHERE pid = %s", (pid,))
 
 
 def decide(rig: Rig, user: str, action: str, verdict: str) -> int:
     """Accept or reject an action by hand, whatever was said of it before: the number of the new row."""
-    seqs: list[int] = []
-
-    def read(ledger: Ledger) -> None:
-        with ledger.looking() as cursor:
-            row = cursor.execute(
-                "SELECT max(seq) + 1 FROM ledger JOIN players USING (player)"
-                " WHERE user_id = %s AND action_id = %s",
-                (user, action),
-            ).fetchone()
-        assert row is not None, (user, action)
-        seqs.append(int(row[0]))
+    seq = int(
+        _told(
+            rig,
+            "SELECT max(seq) + 1 FROM ledger JOIN players USING (player)"
+            " WHERE user_id = %s AND action_id = %s",
+            user,
+            action,
+        )
+    )
 
     def add(ledger: Ledger) -> None:
         with ledger.exclusive() as batch:
-            _add_decision(batch, user, action, seqs[-1], verdict)
+            _add_decision(batch, user, action, seq, verdict)
 
-    _done(rig, read)
     _done(rig, add)
-    return seqs[-1]
+    return seq
 
 
 def _add_decision(batch: OpenBatch, user: str, action: str, seq: int, verdict: str) -> None:
@@ -84,6 +82,19 @@ def _add_decision(batch: OpenBatch, user: str, action: str, seq: int, verdict: s
         pid, action, seq, "decision", type_, verdict, points, occurred_us, received_us, version
     )
     batch.append(number, "operator", [leaf], deltas)
+
+
+def _told(rig: Rig, query: LiteralString, *arguments: object) -> Any:
+    """What Postgres says, once it is there to say it."""
+    rows: list[Any] = []
+
+    def ask(ledger: Ledger) -> None:
+        with ledger.looking() as cursor:
+            rows.append(cursor.execute(query, arguments).fetchone())
+
+    _done(rig, ask)
+    assert rows[-1] is not None, arguments
+    return rows[-1][0]
 
 
 def _done(rig: Rig, step: Callable[[Ledger], object]) -> None:
