@@ -114,12 +114,8 @@ class Standings:
                 "application_name": f"trueboard {name}",
                 "connect_timeout": connections.CONNECT_TIMEOUT_S,
                 "autocommit": True,
-                # A server that vanished is noticed within half a minute, also by who waits for its answer.
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 15_000,
                 "options": "-c statement_timeout=5000 -c timezone=UTC -c jit=off",
+                **connections.KEEPALIVES,
             },
             check=AsyncConnectionPool.check_connection,
         )

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from faust.contrib.asgi import faust_app_running
 from mode import CrashingSupervisor
@@ -53,6 +53,23 @@ IDLE_FETCH_MS: Final = 250
 
 
 _log = logs.get("stream_app")
+
+T = TypeVar("T")
+
+
+async def _awaited(ask: Callable[[], T], stop: asyncio.Event, waits: str) -> T | None:
+    """What `ask` gives, in a thread, once its server answers; None if a stop came first.
+
+    While it does not answer, the log says `waits`.
+    """
+    while not stop.is_set():
+        try:
+            return await asyncio.to_thread(ask)
+        except Unavailable as error:
+            _log.warning(waits, detail=str(error)[:300])
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
+    return None
 
 
 async def run(settings: Settings) -> int:
@@ -236,32 +253,25 @@ class _Worker:
         Raises:
             SettingsError: it does not. Later, connections are refused one by one until it does.
         """
-        while not stop.is_set():
+
+        def look() -> bool:
             try:
-                await asyncio.to_thread(connections.sees_commits_kept, self._settings.postgres_url)
+                connections.sees_commits_kept(self._settings.postgres_url)
             except connections.ForgetsCommits as error:
                 raise SettingsError(str(error)) from error
-            except Unavailable as error:
-                _log.warning("waits_for_postgres", detail=str(error)[:300])
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 1.0)
-            else:
-                return True
-        return False
+            return True
+
+        return await _awaited(look, stop, "waits_for_postgres") is not None
 
     async def _topics_verified(self, stop: asyncio.Event) -> bool:
         """Wait for Kafka, and see that its topics lose nothing."""
-        while not stop.is_set():
-            try:
-                counts = await asyncio.to_thread(verify, self._settings.kafka, kind=self._settings.kafka_kind)
-            except Unavailable as error:
-                _log.warning("waits_for_kafka", detail=str(error)[:300])
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 1.0)
-            else:
-                self._partitions_made = counts[topics.JUDGED.name]
-                return True
-        return False
+        counts = await _awaited(
+            lambda: verify(self._settings.kafka, kind=self._settings.kafka_kind), stop, "waits_for_kafka"
+        )
+        if counts is None:
+            return False
+        self._partitions_made = counts[topics.JUDGED.name]
+        return True
 
     def _erasure_key(self) -> bytes:
         return erasure_key.read(self._settings.erasure_secret, self._settings.data_dir / "keys")

@@ -12,8 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -210,16 +209,11 @@ def _settings(directory: Path) -> RevokeSettings:
     )
 
 
-@contextmanager
-def _connected(settings: RevokeSettings) -> Iterator[Connection]:
+def _connected(settings: RevokeSettings) -> closing[Connection]:
     # It is no part of the ledger, so it does not wait until that was compared.
-    connection = connections.connect(
-        settings.postgres_url, name="revoke", autocommit=True, before_compared=True
+    return closing(
+        connections.connect(settings.postgres_url, name="revoke", autocommit=True, before_compared=True)
     )
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def _add(

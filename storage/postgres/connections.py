@@ -22,6 +22,14 @@ from core.errors import Unavailable
 TRANSACTION_TIMEOUT_MS: Final = 5_000
 CONNECT_TIMEOUT_S: Final = 3
 
+KEEPALIVES: Final[dict[str, Any]] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""A server that vanished is noticed within half a minute, also by who waits for its answer."""
+
 PLAN_LOCK: Final = 0x7B00_0001
 """Held shared by a stream batch, exclusively by every other writer of the ledger."""
 
@@ -173,11 +181,8 @@ def _connect(url: str, *, name: str, autocommit: bool, timeout_ms: int | None) -
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name=f"trueboard {name}",
             prepare_threshold=1,
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=15_000,
             options=f"-c transaction_timeout={limit_ms} -c timezone=UTC -c jit=off",
+            **KEEPALIVES,
         )
     try:
         with unavailable():

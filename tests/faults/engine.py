@@ -24,7 +24,7 @@ from storage.redis.keys import board
 from tests.faults import dumping
 from tests.faults.checker import builds, check, is_kill
 from tests.faults.histories import MAIN, Copy, read
-from tests.faults.processes import until
+from tests.faults.processes import Process, until
 from tests.faults.readers import SOCKETS_EACH, Readers, TopicReader
 from tests.faults.rig import PATIENCE_S, Rig
 from tests.faults.writers import ANSWER_S, Writers
@@ -345,6 +345,15 @@ class Scene:
             process.start()
             assert process.pid != pid
         self.healed()
+
+    def worker_meeting(self, fault: str) -> Process:
+        """The worker, started anew: it meets this failpoint, its next run does not."""
+        stream = self.rig["stream"]
+        self.rig.failpoints["stream"] = fault
+        self.strike("SIGTERM of the worker", stream.stop, target="stream")
+        stream.start()
+        del self.rig.failpoints["stream"]
+        return stream
 
     def die_at(
         self, name: str, places: Sequence[str], provoke: Mapping[str, Callable[[], object]] | None = None

@@ -49,11 +49,7 @@ def cut_and_killed(scene: Scene) -> None:
 @row("M-3", "a keeper of the boards goes on after another has taken its place", "I-5 I-8", into=ROWS)
 def late_keeper(scene: Scene) -> None:
     """Its lock is lost with the connection that held it, while it stands still before it writes."""
-    rig, stream = scene.rig, scene.rig["stream"]
-    rig.failpoints["stream"] = "boards.applying=pause:8s@20"
-    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
-    stream.start()
-    del rig.failpoints["stream"]
+    rig, stream = scene.rig, scene.worker_meeting("boards.applying=pause:8s@20")
     rig.start("stream2")
     scene.effect("it stands still", lambda: "boards.applying pause" in stream.since_start())
     stood_at = scene.world.copied()
@@ -74,31 +70,25 @@ def another_digest(scene: Scene) -> None:
     """As a copy of another history would, at rest: no later revision comes to put it right."""
     scene.progress()
     scene.world.rest()
-    right = scene.rig.one("SELECT encode(digest, 'hex') FROM revisions ORDER BY revision DESC LIMIT 1")
+
+    def right() -> bytes:
+        return str(
+            scene.rig.one("SELECT encode(digest, 'hex') FROM revisions ORDER BY revision DESC LIMIT 1")
+        ).encode()
+
     with scene.rig.redis_client() as client:
         scene.strike("another digest", lambda: client.hset(META, "digest", "0" * 64), gate=False)
-        assert right != "0" * 64
+        assert right() != b"0" * 64
         scene.effect(
             "the copy is of the ledger's history again",
-            lambda: (
-                client.hget(META, "digest")
-                == str(
-                    scene.rig.one(
-                        "SELECT encode(digest, 'hex') FROM revisions ORDER BY revision DESC LIMIT 1"
-                    )
-                ).encode()
-            ),
+            lambda: client.hget(META, "digest") == right(),
             within_s=60,
         )
 
 
 @row("M-5", "a build loses what it has built", "I-6 I-17", into=ROWS)
 def build_lost(scene: Scene) -> None:
-    rig, stream = scene.rig, scene.rig["stream"]
-    rig.failpoints["stream"] = "boards.page_filled=pause:4s@1"
-    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
-    stream.start()
-    del rig.failpoints["stream"]
+    rig, stream = scene.rig, scene.worker_meeting("boards.page_filled=pause:4s@1")
     with rig.redis_client() as client:
         scene.strike("DEL of the copy's meta", lambda: client.delete(META))
         scene.effect("a build stands still", lambda: "boards.page_filled pause" in stream.since_start())
@@ -113,12 +103,7 @@ def build_lost(scene: Scene) -> None:
 
 @row("M-6", "Kafka is away while a revision is sent", "I-24", into=ROWS, recover_within_s=90)
 def cut_while_sending(scene: Scene) -> None:
-    rig, stream = scene.rig, scene.rig["stream"]
-    links = rig.kafka_links("stream")
-    rig.failpoints["stream"] = "topics.sending=pause:3s@30"
-    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
-    stream.start()
-    del rig.failpoints["stream"]
+    links, stream = scene.rig.kafka_links("stream"), scene.worker_meeting("topics.sending=pause:3s@30")
     scene.effect("it is about to send", lambda: "topics.sending pause" in stream.since_start())
     scene.links.blackhole(*links)
     scene.note_strike("what it sends to Kafka vanishes, for 18 s", "stream")
@@ -150,11 +135,7 @@ definitions.apply(sys.argv[1], text)
 
 @row("M-8", "a catalogue comes into force while a batch is under way", "I-3 I-15", into=ROWS)
 def catalogue_changed(scene: Scene) -> None:
-    rig, stream = scene.rig, scene.rig["stream"]
-    rig.failpoints["stream"] = "ledger.judged=pause:3s@20"
-    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
-    stream.start()
-    del rig.failpoints["stream"]
+    rig, stream = scene.rig, scene.worker_meeting("ledger.judged=pause:3s@20")
     scene.effect("a batch is judged, and not written", lambda: "ledger.judged pause" in stream.since_start())
     scene.strike(
         "a catalogue put in force",

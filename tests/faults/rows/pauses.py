@@ -45,11 +45,7 @@ def paused_in_a_transaction(scene: Scene) -> None:
 
 
 def _stands_still_at(scene: Scene, place: str, seconds: float) -> None:
-    rig, stream = scene.rig, scene.rig["stream"]
-    rig.failpoints["stream"] = f"{place}=pause:{seconds}s@20"
-    scene.strike("SIGTERM of the worker", stream.stop, target="stream")
-    stream.start()
-    del rig.failpoints["stream"]
+    rig, stream = scene.rig, scene.worker_meeting(f"{place}=pause:{seconds}s@20")
     rig.start("stream2")
     scene.effect(f"it stands still at {place}", lambda: f"{place} pause" in stream.since_start())
     scene.note_strike(f"{seconds:g} s at {place}", "stream")
