@@ -74,8 +74,13 @@ class Horizons:
                 for place, future in told.items()
             }
         except (KafkaException, TimeoutError) as error:
-            self.forget()
+            self._lose()
             raise Unavailable(f"Kafka: {error}") from error
+
+    def _lose(self) -> None:
+        """Ask another client the next time: this one may have lost every broker for good."""
+        self._admin = None
+        self.forget()
 
     def forget(self) -> None:
         """Ask for the topics' ids and partitions anew the next time."""
@@ -95,6 +100,7 @@ class Horizons:
         try:
             known = self._admin.list_topics(timeout=_TIMEOUT_S).topics
         except KafkaException as error:
+            self._lose()
             raise Unavailable(f"Kafka: {error}") from error
         partitions: list[tuple[str, int]] = []
         for topic in TOPICS:

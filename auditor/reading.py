@@ -12,6 +12,7 @@ from auditor.records import BOARD_CHANGED, JUDGED, PLAYER
 from core.errors import Unavailable
 from core.topics import MAX_RECORD_BYTES
 from service import logs
+from storage.kafka.silence import Silence
 
 PUBLICATIONS_BACK: Final = 200
 """How many records of each partition of `board.changed` are read of the time before the start."""
@@ -47,23 +48,27 @@ class Reading:
         for place, end in ends.items():
             if place[0] == BOARD_CHANGED:
                 self._next[place] = max(starts[place], end - PUBLICATIONS_BACK)
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap,
-                # The client insists on a name; nothing is joined and nothing committed.
-                "group.id": "trueboard-auditor",
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "fetch.message.max.bytes": MAX_RECORD_BYTES,
-                "queued.max.messages.kbytes": 2 * MAX_RECORD_BYTES // 1024,
-                "reconnect.backoff.max.ms": 1000,
-                "log_level": 2,
-            },
-            logger=_Quiet(),
-        )
-        self._consumer.assign([TopicPartition(*place, at) for place, at in self._next.items()])
+        self._settings = {
+            "bootstrap.servers": bootstrap,
+            # The client insists on a name; nothing is joined and nothing committed.
+            "group.id": "trueboard-auditor",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "fetch.message.max.bytes": MAX_RECORD_BYTES,
+            "queued.max.messages.kbytes": 2 * MAX_RECORD_BYTES // 1024,
+            "reconnect.backoff.max.ms": 1000,
+            "log_level": 2,
+        }
+        self._consumer = self._made()
+
+    def _made(self) -> Consumer:
+        """A consumer that goes on where this reading is."""
+        consumer = Consumer(self._settings, logger=_Quiet())
+        consumer.assign([TopicPartition(*place, at) for place, at in self._next.items()])
+        self._silence = Silence()
+        return consumer
 
     def close(self) -> None:
         self._consumer.close()
@@ -82,8 +87,14 @@ class Reading:
         Raises:
             Unavailable: the topics must be read again from the start.
         """
-        read = 0
-        for message in self._consumer.consume(_BATCH, wait_s):
+        read, arrived = 0, self._consumer.consume(_BATCH, wait_s)
+        if arrived:
+            self._silence.heard()
+        elif self._silence.is_deaf(self._consumer, *min(self._next)):
+            _log.warning("consumer_replaced", detail="Kafka does not answer")
+            self._consumer.close()
+            self._consumer = self._made()
+        for message in arrived:
             if (error := message.error()) is not None:
                 self._trouble(message, error)
                 continue

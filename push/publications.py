@@ -21,6 +21,7 @@ from core.errors import Unreadable
 from core.feed import Publication
 from core.topics import BOARD_CHANGED, MAX_RECORD_BYTES
 from service import logs
+from storage.kafka.silence import Silence
 
 EARLIER_RECORDS: Final = 64
 """How many records of each partition are read from before the start: a few seconds' worth of a busy
@@ -113,7 +114,7 @@ class Publications:
             )
             try:
                 self._follow(consumer, loop)
-            except _Fatal as error:
+            except _NoUse as error:
                 self._trouble("consumer_replaced", str(error))
                 self._stopping.wait(_RETRY_S)
             finally:
@@ -122,11 +123,16 @@ class Publications:
     def _follow(self, consumer: Any, loop: asyncio.AbstractEventLoop) -> None:
         starts = self._assign(consumer)
         missing = {partition: high for partition, (start, high) in starts.items() if start < high}
+        silence = Silence()
         while not self._stopping.is_set():
             if not missing and not self.caught_up.is_set():
                 self._call(loop, self.caught_up.set)
-            batch = []
-            for message in _arrived(consumer):
+            batch, arrived = [], _arrived(consumer)
+            if arrived:
+                silence.heard()
+            elif silence.is_deaf(consumer, self._topic, min(starts, default=0)):
+                raise _NoUse("Kafka does not answer")
+            for message in arrived:
                 if (error := message.error()) is not None:
                     self._note(error)
                     continue
@@ -140,27 +146,23 @@ class Publications:
 
     def _assign(self, consumer: Any) -> dict[int, tuple[int, int]]:
         """Take every partition, each from some earlier record; where each starts and where it ends."""
-        while not self._stopping.is_set():
-            try:
-                described = consumer.list_topics(self._topic, timeout=_ASK_TIMEOUT_S).topics[self._topic]
-                if described.error is not None:
-                    raise KafkaException(described.error)
-                starts = {}
-                for partition in sorted(described.partitions):
-                    low, high = consumer.get_watermark_offsets(
-                        TopicPartition(self._topic, partition), timeout=_ASK_TIMEOUT_S
-                    )
-                    starts[partition] = (max(low, high - EARLIER_RECORDS), high)
-                consumer.assign([TopicPartition(self._topic, p, start) for p, (start, _) in starts.items()])
-            except KafkaException as error:
-                self._note(error.args[0])
-                self._stopping.wait(_RETRY_S)
-                continue
-            self._partitions = len(starts)
-            self._recovered()
-            _log.info("publications_assigned", topic=self._topic, partitions=len(starts))
-            return starts
-        return {}
+        try:
+            described = consumer.list_topics(self._topic, timeout=_ASK_TIMEOUT_S).topics[self._topic]
+            if described.error is not None:
+                raise KafkaException(described.error)
+            starts = {}
+            for partition in sorted(described.partitions):
+                low, high = consumer.get_watermark_offsets(
+                    TopicPartition(self._topic, partition), timeout=_ASK_TIMEOUT_S
+                )
+                starts[partition] = (max(low, high - EARLIER_RECORDS), high)
+            consumer.assign([TopicPartition(self._topic, p, start) for p, (start, _) in starts.items()])
+        except KafkaException as error:
+            raise _NoUse(error.args[0].str()) from error
+        self._partitions = len(starts)
+        self._recovered()
+        _log.info("publications_assigned", topic=self._topic, partitions=len(starts))
+        return starts
 
     def _decode(self, message: Any) -> Publication | None:
         key = message.key()
@@ -198,7 +200,7 @@ class Publications:
 
     def _note(self, error: KafkaError) -> None:
         if error.fatal():
-            raise _Fatal(error.str())
+            raise _NoUse(error.str())
         self._trouble("kafka_unavailable", error.str())
 
     def _trouble(self, event: str, detail: str) -> None:
@@ -231,8 +233,8 @@ def _settle(ended: asyncio.Future[None], failure: BaseException | None) -> None:
         ended.set_exception(failure)
 
 
-class _Fatal(Exception):
-    """This consumer will never work again; another one may."""
+class _NoUse(Exception):
+    """This consumer may never work again; another one may."""
 
 
 class _Quiet:

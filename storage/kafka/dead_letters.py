@@ -37,6 +37,14 @@ class DeadLetters:
         Raises:
             Unavailable: not all of them are confirmed; sending them again is harmless.
         """
+        try:
+            self._send(letters)
+        except Unavailable:
+            # It may have lost every broker for good (`storage.kafka.silence`).
+            self._producer = None
+            raise
+
+    def _send(self, letters: Iterable[Any]) -> None:
         if self._producer is None:
             self._producer = Producer(self._conf)
         failed: list[str] = []

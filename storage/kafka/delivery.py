@@ -35,6 +35,7 @@ _SWEEP_EVERY_S = 0.05
 _POLL_S = 0.1
 _LOG_EVERY_S = 5.0
 _REPLACE_EVERY_S = 1.0
+_STUCK_S = 6.0
 _DRAIN_S = 10.0
 _LIBRARY_MARGIN_MS = 200
 _STATISTICS_MS = 100
@@ -229,6 +230,7 @@ class Delivery:
         """One delivery report, on the loop."""
         request, index, error, message = report
         if error is None:
+            line.failing_since_s = None
             offset = message.offset()
             if offset is not None and offset >= 0:
                 self._note(line, (message.topic(), message.partition()), offset)
@@ -239,6 +241,8 @@ class Delivery:
         self._settle(request, index, _UNCONFIRMED)
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._replace(line)
+        else:
+            self._not_confirmed(line)
 
     def _note(self, line: _Line, place: tuple[Any, Any], offset: int) -> None:
         """Where a record was confirmed; offsets rise as long as the log loses nothing."""
@@ -309,22 +313,39 @@ class Delivery:
             if request.left:
                 late += 1
                 self._give_up(request, _UNCONFIRMED)
+                if request.line is not None:
+                    self._not_confirmed(request.line)
         if late:
             self._say("deliveries_late", requests=late)
         if self._open:
             self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
 
-    def _replace(self, line: _Line) -> None:
-        """A new producer for one that failed for good; the old one reports what it still has."""
+    def _not_confirmed(self, line: _Line) -> None:
+        """A record was given up. Where none is confirmed for long, the fault may be the producer's own.
+
+        It may have lost every broker for good (`storage.kafka.silence`); while Kafka is away another
+        one does no harm.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if line.failing_since_s is None:
+            line.failing_since_s = now_s
+        elif now_s - line.failing_since_s >= _STUCK_S:
+            self._replace(line, fatal=False)
+
+    def _replace(self, line: _Line, fatal: bool = True) -> None:
+        """A new producer for one that failed for good, or seems to; the old one reports what it still has."""
         if line is not self._line or self._loop is None or self._stopping:
             return
         pause_s = self._replaced_at_s + _REPLACE_EVERY_S - self._loop.time()
         if pause_s > 0:
-            self._loop.call_later(pause_s, self._replace, line)
+            self._loop.call_later(pause_s, self._replace, line, fatal)
             return
         self._replaced_at_s = self._loop.time()
-        metrics.PRODUCERS_REPLACED.inc()
-        _log.error("producer_replaced")
+        if fatal:
+            metrics.PRODUCERS_REPLACED.inc()
+            _log.error("producer_replaced")
+        else:
+            self._say("producer_given_up", unconfirmed_s=_STUCK_S)
         self._line = _Line(self._conf, self._loop, self)
         # What it confirms was produced after all that was confirmed so far.
         self._line.last.update(self.acknowledged)
@@ -345,6 +366,8 @@ class _Line:
         self.warm = threading.Event()
         self.last: dict[tuple[str, int], int] = {}
         """By topic and partition the offset confirmed last; they rise as long as the log loses nothing."""
+        self.failing_since_s: float | None = None
+        """Since when records are given up and none is confirmed, by the loop's clock."""
         self._loop, self._owner = loop, owner
         self._reports: deque[_Report] = deque()
         self._woken = False

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from core.errors import Unavailable
 
-_UNKNOWN: Final = frozenset(
-    {KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
-)
-"""What librdkafka may go on saying of a topic for minutes, out of memory, after a broker that came back
-from a pause has once not known it."""
-
 
 class LogEnds:
-    """A consumer that belongs to no group and only looks. Blocks; one thread."""
+    """A consumer that belongs to no group and only looks. Blocks; one thread.
+
+    One that was not answered is not asked again: of a broker that came back from a pause and did not know
+    the topic yet librdkafka goes on saying so for minutes, and it may have lost every broker for good
+    (`storage.kafka.silence`).
+    """
 
     def __init__(self, bootstrap: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
         self._topic = topic
@@ -40,16 +39,17 @@ class LogEnds:
             "log_level": 0,
             **(kafka or {}),
         }
-        self._consumer = Consumer(self._settings)
+        self._made: Consumer | None = None
 
     def close(self) -> None:
-        self._consumer.close()
+        if self._made is not None:
+            self._made.close()
+            self._made = None
 
-    def _forget(self, error: BaseException) -> None:
-        """Ask anew the next time where this one only repeats what it once heard."""
-        if isinstance(error, KafkaException) and error.args[0].code() in _UNKNOWN:
-            self._consumer.close()
-            self._consumer = Consumer(self._settings)
+    def _consumer(self) -> Consumer:
+        if self._made is None:
+            self._made = Consumer(self._settings)
+        return self._made
 
     def ends(self, partitions: set[int], *, timeout_s: float = 5.0) -> dict[int, tuple[int, int]]:
         """(first offset, next offset to be written) of each partition.
@@ -57,15 +57,15 @@ class LogEnds:
         Raises:
             Unavailable: no answer within `timeout_s` each.
         """
-        found = {}
+        found, consumer = {}, self._consumer()
         try:
             for partition in sorted(partitions):
-                low, high = self._consumer.get_watermark_offsets(
+                low, high = consumer.get_watermark_offsets(
                     TopicPartition(self._topic, partition), timeout=timeout_s
                 )
                 found[partition] = (low, high)
         except (KafkaException, TypeError) as error:
-            self._forget(error)
+            self.close()
             raise Unavailable(f"Kafka does not tell the ends of {self._topic}: {error}") from error
         return found
 
@@ -79,29 +79,37 @@ class LogEnds:
         """
         if not offsets:
             return {}
-        found: dict[int, tuple[bytes | None, bytes | None]] = {}
-        deadline_s = time.monotonic() + timeout_s
         try:
-            self._consumer.assign(
-                [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
-            )
-            while len(found) < len(offsets):
-                if time.monotonic() > deadline_s:
-                    raise Unavailable(f"Kafka does not give records of {self._topic}")
-                for message in self._consumer.consume(len(offsets), timeout=0.1):
-                    error = message.error()
-                    if error is not None:
-                        if error.code() in (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN):
-                            continue
-                        raise Unavailable(f"Kafka: {error}")
-                    partition = message.partition()
-                    if partition is not None and message.offset() == offsets.get(partition):
-                        found[partition] = (message.key(), message.value())
-                        # Of a fetch only the first partition's batch may be larger than was asked for:
-                        # one that is still assigned would stand before those that are waited for.
-                        self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+            found = self._records(self._consumer(), offsets, time.monotonic() + timeout_s)
+            self._consumer().unassign()
         except KafkaException as error:
+            self.close()
             raise Unavailable(f"Kafka: {error}") from error
-        finally:
-            self._consumer.unassign()
+        except Unavailable:
+            self.close()
+            raise
+        return found
+
+    def _records(
+        self, consumer: Consumer, offsets: Mapping[int, int], deadline_s: float
+    ) -> dict[int, tuple[bytes | None, bytes | None]]:
+        found: dict[int, tuple[bytes | None, bytes | None]] = {}
+        consumer.assign(
+            [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
+        )
+        while len(found) < len(offsets):
+            if time.monotonic() > deadline_s:
+                raise Unavailable(f"Kafka does not give records of {self._topic}")
+            for message in consumer.consume(len(offsets), timeout=0.1):
+                error = message.error()
+                if error is not None:
+                    if error.code() in (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN):
+                        continue
+                    raise Unavailable(f"Kafka: {error}")
+                partition = message.partition()
+                if partition is not None and message.offset() == offsets.get(partition):
+                    found[partition] = (message.key(), message.value())
+                    # Of a fetch only the first partition's batch may be larger than was asked for:
+                    # one that is still assigned would stand before those that are waited for.
+                    consumer.incremental_unassign([TopicPartition(self._topic, partition)])
         return found

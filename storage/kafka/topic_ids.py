@@ -35,13 +35,10 @@ class TopicIds:
     def __init__(
         self, bootstrap: str, names: Sequence[str], *, kind: str, extra: Mapping[str, Any] | None = None
     ) -> None:
-        self._bootstrap, self._names = bootstrap, list(names)
-        # Kept, as a new one takes longer to connect than to ask.
-        self._admin = (
-            None
-            if kind == MEMORY
-            else AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **(extra or {})})
-        )
+        self._bootstrap, self._names, self._kind = bootstrap, list(names), kind
+        self._settings = {"bootstrap.servers": bootstrap, "log_level": 0, **(extra or {})}
+        # Kept while it is answered, as a new one takes longer to connect than to ask.
+        self._admin: AdminClient | None = None
 
     def ask(self, timeout_s: float = 5.0) -> dict[str, str]:
         """By name, each topic's id as UUID text, as `0b3f3a4e-…`.
@@ -49,14 +46,24 @@ class TopicIds:
         Raises:
             Unavailable: no broker told them within `timeout_s`, or a topic does not exist.
         """
-        if self._admin is None:
+        if self._kind == MEMORY:
             found = {name: _by_metadata(self._bootstrap, name, timeout_s) for name in self._names}
         else:
-            found = _by_description(self._admin, self._names, timeout_s)
+            found = self._described(timeout_s)
         for name, id in found.items():
             if id.int == 0:
                 raise Unavailable(f"Kafka has no id for topic {name}.")
         return {name: str(id) for name, id in found.items()}
+
+    def _described(self, timeout_s: float) -> dict[str, UUID]:
+        if self._admin is None:
+            self._admin = AdminClient(self._settings)
+        try:
+            return _by_description(self._admin, self._names, timeout_s)
+        except Unavailable:
+            # It may have lost every broker for good (`storage.kafka.silence`).
+            self._admin = None
+            raise
 
 
 def topic_id(

@@ -9,12 +9,15 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+from auditor import reading as module
 from auditor.audit import Audit
 from auditor.horizon import TOPICS
 from auditor.reading import Reading, StartsLater
 from auditor.records import BOARD_CHANGED, JUDGED, MAIN, PLAYER
+from storage.kafka import silence
 from tests.auditor.test_audit import of_twelve
 from tests.auditor.world import EPOCH, Recorder, World, encoded, horizon
+from tests.deaf import Deafened
 from trueboard.devstack.kafka.memory import MockCluster
 
 PATIENCE_S = 30.0
@@ -96,6 +99,24 @@ def test_a_broker_that_goes_away_is_waited_for(broker: MockCluster, audit: Audit
     finally:
         reading.close()
 
+    assert len(audit.recount.actions) == 16
+
+
+def test_a_consumer_that_lost_every_broker_is_replaced_where_it_was(
+    broker: MockCluster, audit: Audit, monkeypatch: pytest.MonkeyPatch
+):
+    consumers = Deafened()
+    monkeypatch.setattr(module, "Consumer", consumers)
+    monkeypatch.setattr(silence, "ASK_AFTER_S", 0.3)
+    ends = send(broker, of_twelve())
+    reading = Reading(broker.bootstrap, STARTS, ends)
+    try:
+        consumers.deafen()
+        read_to(reading, audit, ends)
+    finally:
+        reading.close()
+
+    assert len(consumers.made) == 2
     assert len(audit.recount.actions) == 16
 
 

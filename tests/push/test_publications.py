@@ -16,7 +16,9 @@ from core.feed import Publication
 from core.words import MAIN_PERIOD
 from push import publications
 from push.publications import Publications
+from storage.kafka import silence
 from tests.conftest import Kafka
+from tests.deaf import Deafened
 from tests.push.views import publication
 
 pytestmark = pytest.mark.kafka
@@ -70,3 +72,43 @@ async def test_reading_begins_with_some_earlier_records_and_goes_on_at_once(
     assert held == list(range(at_start[0], 16))
     assert at_start[0] in (3, 4), "another period's record may lie in the same partition"
     assert sorted(took_s)[5] < 0.1
+
+
+async def test_a_consumer_that_lost_every_broker_is_replaced(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumers = Deafened()
+    monkeypatch.setattr(publications, "Consumer", consumers)
+    monkeypatch.setattr(silence, "ASK_AFTER_S", 0.3)
+    topic = f"changed-{secrets.token_hex(4)}"
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for made in admin.create_topics([NewTopic(topic, 2, 1)]).values():
+        await asyncio.to_thread(made.result, 20)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 0})
+    held: list[int] = []
+
+    def send(revision: int) -> None:
+        producer.produce(topic, events.encode(publication(revision)), key=MAIN_PERIOD.encode())
+        assert producer.flush(10) == 0
+
+    reader = Publications(
+        kafka.bootstrap,
+        wanted={MAIN_PERIOD}.__contains__,
+        deliver=lambda brought: held.extend(one.revision for one in brought),
+        topic=topic,
+    )
+    reading = asyncio.create_task(reader.run())
+    await asyncio.wait_for(reader.caught_up.wait(), 20)
+    await asyncio.to_thread(send, 1)
+    await _until(held, 1)
+    # Silent and answered: it stays.
+    await asyncio.sleep(1)
+    silent = len(consumers.made)
+    consumers.deafen()
+    await asyncio.to_thread(send, 2)
+    await _until(held, 2)
+    reading.cancel()
+    await asyncio.wait([reading])
+
+    assert silent == 1
+    assert len(consumers.made) == 2

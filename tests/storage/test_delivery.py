@@ -390,6 +390,26 @@ async def test_a_producer_that_failed_for_good_is_replaced_once(delivery, memory
     assert sorted(int(message.value()) for message in read) == list(range(100))
 
 
+async def test_a_producer_that_confirms_nothing_any_more_is_replaced(memory_kafka, monkeypatch):
+    """As librdkafka's does where it has lost every broker for good; no error is fatal to it."""
+    monkeypatch.setattr(module, "_STUCK_S", 0.5)
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test", timeout_ms=300)
+    await sender.start()
+    replaced = metrics.PRODUCERS_REPLACED._value.get()
+    stuck = sender._line
+    stuck.produce = lambda *record, **more: None
+    answers, until_s = [], time.monotonic() + 10
+    while not (answers and answers[-1] is None) and time.monotonic() < until_s:
+        answers += await sender.send_many(TOPIC, [(b"k", b"v", ())])
+    await sender.stop()
+
+    assert answers[-1] is None
+    # One refusal is no reason: it takes some for as long as _STUCK_S.
+    assert 2 < len(answers) < 8
+    assert metrics.PRODUCERS_REPLACED._value.get() == replaced
+
+
 async def test_a_record_out_of_order_costs_one_answer_and_a_producer(delivery, memory_kafka):
     """The broker's own word for it, not a simulated one: the library then fails for good."""
     await delivery.send(TOPIC, b"k", b"v")

@@ -51,8 +51,9 @@ def test_a_record_of_each_partition_is_found_within_large_batches(kafka: Kafka, 
     )
 
 
-def test_what_one_consumer_keeps_saying_of_a_topic_is_asked_of_another(monkeypatch: pytest.MonkeyPatch):
-    """librdkafka remembers for minutes that a broker which came back knew no topics yet."""
+@pytest.mark.parametrize("code", [KafkaError._UNKNOWN_PARTITION, KafkaError._TRANSPORT])
+def test_what_one_consumer_keeps_saying_is_asked_of_another(monkeypatch: pytest.MonkeyPatch, code: int):
+    """librdkafka remembers for minutes that a broker which came back knew no topics, or loses all brokers."""
 
     class Remembers:
         made = 0
@@ -63,7 +64,7 @@ def test_what_one_consumer_keeps_saying_of_a_topic_is_asked_of_another(monkeypat
 
         def get_watermark_offsets(self, partition: TopicPartition, *, timeout: float) -> tuple[int, int]:
             if self.number == 1:
-                raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+                raise KafkaException(KafkaError(code))
             return partition.partition, 7
 
         def close(self) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
@@ -14,6 +14,7 @@ from core.errors import Refused, Unavailable
 from core.topics import Topic
 from storage.kafka import topic_ids
 from storage.kafka.topics import declare, keeps_enough, verify
+from tests.deaf import NO_BROKER
 from trueboard.devstack.ports import free_port
 
 NAMES = [topic.name for topic in words.ALL]
@@ -278,3 +279,27 @@ def test_a_real_brokers_answer_to_the_bare_request_holds_the_same_id(fresh):
 
     described = topic_ids.topic_id(fresh.bootstrap, NAMES[0], kind=fresh.kind)
     assert topic_ids.topic_id(fresh.bootstrap, NAMES[0], kind="memory") == described
+
+
+@pytest.mark.kafka
+def test_a_client_that_is_not_answered_is_not_asked_again(fresh, monkeypatch):
+    declare(fresh.bootstrap, kind=fresh.kind, partitions=1, replication=1)
+    made = []
+
+    class Deaf(AdminClient):
+        def describe_topics(self, *_, **__):
+            told = Future()
+            told.set_exception(NO_BROKER)
+            return dict.fromkeys(NAMES[:1], told)
+
+    def make(settings):
+        made.append((AdminClient if made else Deaf)(settings))
+        return made[-1]
+
+    monkeypatch.setattr(topic_ids, "AdminClient", make)
+    ids = topic_ids.TopicIds(fresh.bootstrap, NAMES[:1], kind=fresh.kind)
+    with pytest.raises(Unavailable):
+        ids.ask()
+
+    assert ids.ask() == ids.ask()
+    assert len(made) == 2
