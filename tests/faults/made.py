@@ -83,6 +83,8 @@ class Fact:
 PLAYERS = {"ada": 1, "bo": 2, "cy": 3, "dee": 4}
 NAMES = {"ada": "Ada L.", "bo": None, "cy": None, "dee": "Dee"}
 ERASED, ERASED_AT = "dee", 5
+ERASED_S = 10.5
+"""When they were, after the records of the topics were read first."""
 CAUSES = {1: "definition", ERASED_AT: "person"}
 LAST = 6
 
@@ -434,6 +436,8 @@ class Made:
         about: Line = {"row": "X-1", "at_s": REST_S, "all_at_rest": at_rest}
         about["topic_ids"] = {topic: topic_id(topic) for topic in self.topics}
         (dump / "dump.json").write_text(json.dumps(about))
+        began = {"began": format_us(FIRST_US - int(ERASED_S * 1e6))}
+        (run / "run.json").write_text(json.dumps(began | {"seed": 1, "partitions": PARTITIONS, "brokers": 1}))
         files = {
             **{dump / f"{name}.jsonl": lines for name, lines in self.tables.items()},
             **{run / "topics" / f"{name}.jsonl": lines for name, lines in self.topics.items()},

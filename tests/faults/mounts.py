@@ -59,13 +59,23 @@ class Ballast:
         self._path = path
 
     def fill(self) -> None:
-        with self._path.open("wb", buffering=0) as file:
-            for size in (1 << 20, 1 << 12):
-                try:
-                    while True:
-                        file.write(bytes(size))
-                except OSError:
-                    continue
+        _write(self._path, b"\0", (1 << 20, 1 << 12))
 
     def empty(self) -> None:
         self._path.unlink()
+
+
+def leave_no_room(log: Path) -> None:
+    """Fill what is left of the last block of a log, on a disk that is full otherwise."""
+    _write(log, b"\n", (1 << 9, 1))
+
+
+def _write(path: Path, byte: bytes, sizes: tuple[int, ...]) -> None:
+    """Append pieces of each size until there is no room for one."""
+    with path.open("ab", buffering=0) as file:
+        for size in sizes:
+            try:
+                while True:
+                    file.write(byte * size)
+            except OSError:
+                continue

@@ -360,8 +360,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         fence="what a change takes away has to be there, and the sizes have to fit: the copy is built anew",
     ),
     Mutant(
-        name="a copy moves only from the position it is at, and its sizes",
-        patches=(_CAS, _SIZES_BEFORE, _SIZES_AFTER),
+        name="a copy moves only from the position it is at, and all sizes",
+        patches=(_CAS, _SIZES_BEFORE, _SIZES_AFTER, _READ_PAGE, _READ_PLAYERS, _RECONCILED),
         row="M-3",
         by=r"^I-(5|6|8):",
     ),
@@ -404,7 +404,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         name="the numbers of a build's pages, and all sizes",
         patches=(*_PAGES, _SIZES_AT_SWAP, _SIZES_BEFORE, _SIZES_AFTER, _READ_PAGE, _READ_PLAYERS),
         row="M-5",
-        by=r"^I-(5|6|8):",
+        by=r"the copy is whole again|^I-(5|6|8):",
     ),
     Mutant(
         name="the cursor only after what was sent is confirmed",

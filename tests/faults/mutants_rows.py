@@ -7,9 +7,11 @@ because they say nothing about a fault of a kind of its own.
 from __future__ import annotations
 
 import time
+from itertools import count
 from typing import Final
 
 from core.topics import SUBMITTED
+from storage.redis.boards import PAGE
 from storage.redis.keys import board, building
 from tests.faults.engine import Row, Scene, row
 from tests.faults.histories import MAIN
@@ -46,12 +48,29 @@ def cut_and_killed(scene: Scene) -> None:
     scene.healed()
 
 
+_LATE_S: Final = 30
+
+
 @row("M-3", "a keeper of the boards goes on after another has taken its place", "I-5 I-8", into=ROWS)
 def late_keeper(scene: Scene) -> None:
-    """Its lock is lost with the connection that held it, while it stands still before it writes."""
-    rig, stream = scene.rig, scene.worker_meeting("boards.applying=pause:8s@20")
-    rig.start("stream2")
-    scene.effect("it stands still", lambda: "boards.applying pause" in stream.since_start())
+    """Its lock is lost with the connection that held it, while it stands still before it writes.
+
+    Somebody earns something in every revision, before and after it, but not once it goes on.
+    """
+    rig, stream = scene.rig, scene.worker_meeting(f"boards.applying=pause:{_LATE_S}s@100")
+    user, earned = direct_user(), count()
+
+    def earn() -> None:
+        produce(rig, [(user.encode(), record(user, f"a-{next(earned)}", "vast", 100))])
+
+    def stands_still() -> bool:
+        earn()
+        return "boards.applying pause" in stream.since_start()
+
+    rig["stream2"].start(wait=False)
+    scene.effect("it stands still", stands_still)
+    goes_on_s = time.monotonic() + _LATE_S
+    rig["stream2"].wait_ready()
     stood_at = scene.world.copied()
     rig.do(
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
@@ -59,7 +78,12 @@ def late_keeper(scene: Scene) -> None:
     )
     scene.note_strike("the connection with its lock ended", "stream")
     scene.effect("the other keeps the copy", lambda: scene.world.copied() > stood_at)
-    time.sleep(8)
+    for _ in range(20):
+        earn()
+        time.sleep(0.05)
+    scene.effect("all of it is in the copy", lambda: scene.world.copied() >= scene.world.position())
+    assert time.monotonic() < goes_on_s, "it went on too soon"
+    time.sleep(goes_on_s + 1 - time.monotonic())
     scene.progress()
     scene.healed()
     rig["stream2"].stop()
@@ -88,7 +112,12 @@ def another_digest(scene: Scene) -> None:
 
 @row("M-5", "a build loses what it has built", "I-6 I-17", into=ROWS)
 def build_lost(scene: Scene) -> None:
+    """One of two pages; the first, in which everybody stands who has played so far."""
     rig, stream = scene.rig, scene.worker_meeting("boards.page_filled=pause:4s@1")
+    users = [direct_user() for _ in range(PAGE)]
+    scene.progress()
+    produce(rig, [(user.encode(), record(user, "one")) for user in users])
+    scene.effect("all have entries", lambda: rig.one("SELECT count(*) FROM entries") > PAGE)
     with rig.redis_client() as client:
         scene.strike("DEL of the copy's meta", lambda: client.delete(META))
         scene.effect("a build stands still", lambda: "boards.page_filled pause" in stream.since_start())

@@ -66,7 +66,8 @@ class _Pair:
     def reset(self) -> None:
         for writer in self.writers.values():
             raw = writer.get_extra_info("socket")
-            with suppress(OSError, AttributeError):
+            # ValueError: the other end was quicker, and it is closed.
+            with suppress(OSError, AttributeError, ValueError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 

@@ -12,7 +12,7 @@ import pytest
 from core.topics import BOARD_CHANGED, SUBMITTED
 from tests.faults import checker, spoiled
 from tests.faults.checking.findings import VACUOUS
-from tests.faults.made import EPOCH, LAST, Fact, Made, attempt
+from tests.faults.made import EPOCH, ERASED, ERASED_AT, ERASED_S, LAST, Fact, Made, attempt
 from tests.faults.spoiled import Spoil
 
 
@@ -155,6 +155,21 @@ def test_nobody_is_shown_under_the_name_of_what_was_lost(tmp_path: Path):
     found = _found(made, tmp_path / "two")
     assert list(found) == ["I-8"]
     assert f"at lost revision {LAST + 5}" in found["I-8"]
+
+
+@pytest.mark.parametrize(("at_s", "wrong"), [(ERASED_S + 0.1, []), (ERASED_S - 0.1, ["I-8"])])
+def test_who_was_erased_is_missing_only_from_records_sent_since(
+    tmp_path: Path, at_s: float, wrong: list[str]
+):
+    """Of the revisions before, too, which name them wherever they were sent before."""
+    made = Made()
+    changes = made.topics[BOARD_CHANGED.name]
+    before = json.loads(changes[ERASED_AT - 2]["value"])
+    assert [entry["user_id"] for entry in before["top"]][-1] == ERASED
+    again = before | {"top": before["top"][:-1]}
+    changes.append(changes[-1] | {"at_s": at_s, "offset": len(changes), "value": json.dumps(again)})
+
+    assert list(_found(made, tmp_path)) == wrong
 
 
 def test_what_an_earlier_dump_holds_may_not_change(tmp_path: Path):

@@ -22,6 +22,7 @@ from tests.faults.histories import (
     Line,
     Page,
     Record,
+    Run,
     read,
     read_one,
     read_table,
@@ -160,6 +161,23 @@ class Material:
         return users
 
     @cached_property
+    def _erased(self) -> list[tuple[float, str]]:
+        """When each person was erased, in the run's seconds, and who; ascending."""
+        began_s = as_us(read_one(self.run / "run.json", Run).began) / 1e6
+        return sorted(
+            (row["erased_at"] / 1e6 - began_s, self.users[player])
+            for player, row in self.ledger.players.items()
+            if row["erased_at"] is not None
+        )
+
+    def erased_by(self, at_s: float) -> tuple[str, ...]:
+        """Who was erased by then: no record that is sent from then on names them, of whatever revision.
+
+        In the order in which they were erased.
+        """
+        return tuple(user for erased_s, user in self._erased if erased_s <= at_s)
+
+    @cached_property
     def sent(self) -> dict[Key, list[tuple[int, Attempt]]]:
         sent: dict[Key, list[tuple[int, Attempt]]] = {}
         for line, attempt in self.attempts:
@@ -210,17 +228,22 @@ class Standing:
     def top(self) -> list[tuple[str, int, int]]:
         """The first ten: (user, score, reached at)."""
         if self._top is None:
-            self._top = [
-                (user, score, reached)
-                for _, reached, _, user, score in nsmallest(
-                    10,
-                    (
-                        (-score, reached, user.encode(), user, score)
-                        for user, (score, reached) in self.entries.items()
-                    ),
-                )
-            ]
+            self._top = self.top_without(frozenset())
         return self._top
+
+    def top_without(self, left_out: frozenset[str]) -> list[tuple[str, int, int]]:
+        """The first ten of the others."""
+        return [
+            (user, score, reached)
+            for _, reached, _, user, score in nsmallest(
+                10,
+                (
+                    (-score, reached, user.encode(), user, score)
+                    for user, (score, reached) in self.entries.items()
+                    if user not in left_out
+                ),
+            )
+        ]
 
     def rank(self, user: str) -> int:
         score, reached = self.entries[user]

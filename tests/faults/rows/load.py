@@ -8,13 +8,13 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from core.topics import DEAD, SUBMITTED
 from tests.acceptance.topics import read
 from tests.faults.engine import PROGRESS, Scene, row
-from tests.faults.mounts import CANNOT_MOUNT, Ballast, small_disk
+from tests.faults.mounts import CANNOT_MOUNT, Ballast, leave_no_room, small_disk
 from tests.faults.processes import until
 from tests.faults.rig import STARTED
 from tests.faults.tools import close_all, direct_user, half_open_sockets, open_files, produce, record
@@ -235,15 +235,20 @@ def _full_disk_of_logs(scene: Scene) -> None:
         scene.world.as_before(60)
         pids = {name: rig[name].pid for name in STARTED}
         ballast = Ballast(rig.data / "logs" / "ballast")
-        scene.strike("the disk for logs is filled up", ballast.fill, target="logs")
+
+        def fill() -> None:
+            ballast.fill()
+            for name in STARTED:
+                leave_no_room(rig[name].log)
+
+        scene.strike("the disk for logs is filled up", fill, target="logs")
         _lose_lines(scene)
         _goes_on(scene)
         ballast.empty()
         scene.healed()
         scene.effect(
             "they say what was lost",
-            lambda: all('"log_lines_lost"' in rig[name].since_start() for name in STARTED),
-            within_s=90,
+            _provoking(scene, lambda: all('"log_lines_lost"' in rig[name].since_start() for name in STARTED)),
         )
         assert pids == {name: rig[name].pid for name in STARTED if rig[name].alive}
         for name in STARTED:
@@ -303,17 +308,33 @@ def _goes_on(scene: Scene) -> None:
     scene.effect("200 more verdicts", lambda: scene.world.judged() >= judged + 200, within_s=90)
 
 
+_BETWEEN_RESETS_S = 3.0
+
+
 def _lose_lines(scene: Scene) -> None:
     """Wait until every service has lost some of its lines."""
     rig = scene.rig
+    scene.effect(
+        "every service loses lines",
+        _provoking(
+            scene, lambda: all(rig.metric(name, "trueboard_log_lines_lost_total") > 0 for name in STARTED)
+        ),
+    )
 
-    def provoked() -> bool:
-        # Each of these makes a service say something.
-        rig.links.reset(*rig.links.named("-redis"), *rig.links.named("-postgres"))
-        rig.links.reset(*(link for name in STARTED for link in rig.kafka_links(name)))
-        return all(rig.metric(name, "trueboard_log_lines_lost_total") > 0 for name in STARTED)
 
-    scene.effect("every service loses lines", provoked, within_s=120)
+def _provoking(scene: Scene, seen: Callable[[], bool]) -> Callable[[], bool]:
+    """Ask for something, and make every service say something meanwhile: one that is well is silent."""
+    links, last_s = scene.rig.links, 0.0
+
+    def ask() -> bool:
+        nonlocal last_s
+        if time.monotonic() - last_s > _BETWEEN_RESETS_S:
+            last_s = time.monotonic()
+            links.reset(*links.named("-redis"), *links.named("-postgres"))
+            links.reset(*(link for name in STARTED for link in scene.rig.kafka_links(name)))
+        return seen()
+
+    return ask
 
 
 _GROWS_MIB = 64
