@@ -8,7 +8,6 @@ one write for each would cost more than all the rest of the request.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,7 +16,7 @@ import msgspec
 from prometheus_client import Counter
 
 from ingest.requests import Request
-from service import metrics
+from service import logs, metrics
 
 FLUSH_EVERY_S: Final = 0.1
 MOST_LINES: Final = 20_000
@@ -47,10 +46,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Attempts:
-    """Counts and logs. `write` takes whole lines; by default they go to standard error."""
+    """Counts and logs. `write` takes whole lines; by default they go where all others go."""
 
     def __init__(self, write: Callable[[bytes], Any] | None = None) -> None:
-        self._write = _to_stderr if write is None else write
+        self._write = _to_the_log if write is None else write
         self._lines: list[bytes] = []
         self._left_out = 0
         self._flushing: asyncio.TimerHandle | None = None
@@ -119,6 +118,5 @@ class Attempts:
             self._write(b"\n".join(lines) + b"\n")
 
 
-def _to_stderr(lines: bytes) -> None:
-    sys.stderr.write(lines.decode())
-    sys.stderr.flush()
+def _to_the_log(lines: bytes) -> None:
+    logs.write(lines.decode())

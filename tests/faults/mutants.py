@@ -416,8 +416,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 "            self._await_acknowledgements()\n            failpoints",
             ),
         ),
-        row="M-6",
-        by=r"^I-24:",
+        row="K-17",
+        by=r"the cursor has moved|^I-24:",
     ),
     Mutant(
         name="the user in an action's key",

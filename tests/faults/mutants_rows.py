@@ -130,18 +130,6 @@ def build_lost(scene: Scene) -> None:
     scene.healed()
 
 
-@row("M-6", "Kafka is away while a revision is sent", "I-24", into=ROWS, recover_within_s=90)
-def cut_while_sending(scene: Scene) -> None:
-    links, stream = scene.rig.kafka_links("stream"), scene.worker_meeting("topics.sending=pause:3s@30")
-    scene.effect("it is about to send", lambda: "topics.sending pause" in stream.since_start())
-    scene.links.blackhole(*links)
-    scene.note_strike("what it sends to Kafka vanishes, for 18 s", "stream")
-    time.sleep(18)
-    scene.links.cut(*links)
-    scene.links.heal(*links)
-    scene.healed()
-
-
 @row("M-7", "two people use the same action id", "I-3 I-9", into=ROWS)
 def same_action_id(scene: Scene) -> None:
     for _ in range(4):

@@ -64,6 +64,20 @@ def test_a_line_longer_than_the_pipe_goes_out_in_part_and_the_next_one_begins_a_
     assert os.read(reading, 65536).decode() == "\nlost 1\nnext\n"
 
 
+def test_of_many_lines_together_those_that_fit_go_out_whole(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    lines = _lines_over(writing)
+
+    lines.write("".join(f"{number:04d} {'x' * 100}\u2028\n" for number in range(200)))
+    kept = os.read(reading, 65536).decode().split("\n")
+    lines.write("again\n")
+
+    assert kept.pop() == ""
+    assert [int(line[:4]) for line in kept] == list(range(len(kept)))
+    assert 40 < len(kept) < 200
+    assert os.read(reading, 65536).decode() == f"lost {200 - len(kept)}\nagain\n"
+
+
 def test_a_reader_that_is_gone_ends_nobody(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     os.close(reading)
@@ -88,6 +102,7 @@ logs.configure("test")
 for number in range(2000):
     logs.get("here").info("told", number=number, text="x" * 100)
     logging.getLogger("uvicorn.error").warning("said %s", number)
+    logs.write('{"event": "written", "service": "test"}\\n' * 50)
 print(metrics.LOG_LINES_LOST._value.get())
 """
 

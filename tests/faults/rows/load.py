@@ -267,7 +267,7 @@ def _nobody_reads(scene: Scene, told: str, *, leaves: bool) -> None:
             log.rename(log.with_suffix(".kept"))
             os.mkfifo(log)
             readers.append(os.open(log, os.O_RDONLY | os.O_NONBLOCK))
-            fcntl.fcntl(readers[-1], fcntl.F_SETPIPE_SZ, 8192)
+            fcntl.fcntl(readers[-1], fcntl.F_SETPIPE_SZ, 4096)
         try:
             for name in STARTED:
                 rig[name].start(wait=False)
@@ -332,6 +332,8 @@ def _provoking(scene: Scene, seen: Callable[[], bool]) -> Callable[[], bool]:
             last_s = time.monotonic()
             links.reset(*links.named("-redis"), *links.named("-postgres"))
             links.reset(*(link for name in STARTED for link in scene.rig.kafka_links(name)))
+            # A line for each that closes.
+            close_all(half_open_sockets(scene.rig.feed, "/ws/scores", 40, receive_bytes=65536))
         return seen()
 
     return ask
