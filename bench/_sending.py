@@ -1,10 +1,10 @@
 """The sender of `bench/feed.py`, and what is seen of its actions on the way.
 
-Sends single actions at random instants (a Poisson process: equal gaps would beat with the feed's
-own), and notes when each was answered, when each record of `board.changed` came to a stock
-consumer, and when the board in Valkey showed a revision. Instants are the wall clock's, in µs, as
-Postgres stamps its commits on the same machine. An action begins at the instant it was due, whether
-or not the sender was on time.
+Actions are due at random instants (a Poisson process: equal gaps would beat with the feed's own), and
+are sent one by one, or so many together as are due one after another. It notes when each was answered,
+when each record of `board.changed` came to a stock consumer, and when the board in Valkey showed a
+revision. Instants are the wall clock's, in µs, as Postgres stamps its commits on the same machine. An
+action begins at the instant it was due, whether or not the sender was on time.
 """
 
 from __future__ import annotations
@@ -51,6 +51,21 @@ class Task(msgspec.Struct, kw_only=True):
     seconds: float
     users: int
     seed: int
+    batch: int = 1
+    """How many a request takes; it goes out when the last of them is due."""
+
+
+class _One(msgspec.Struct):
+    status: int
+
+
+class _Results(msgspec.Struct):
+    """The answer to a batch."""
+
+    results: list[_One]
+
+
+_read_results = msgspec.json.Decoder(_Results).decode
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -106,22 +121,31 @@ class Sending:
         """Send all actions and wait for their answers; how late the latest was sent, in µs."""
         task = self._task
         head = _http.head(
-            f"{task.host}:{task.http_port}", "/v1/actions", f"Authorization: Bearer {task.token}"
+            f"{task.host}:{task.http_port}",
+            "/v1/actions" if task.batch == 1 else "/v1/actions/batch",
+            f"Authorization: Bearer {task.token}",
         )
         clock, dice = _actions.Clock(), random.Random(task.seed)
         free: asyncio.Queue[_http.Connection] = asyncio.Queue()
-        under_way: dict[_http.Connection, tuple[int, int]] = {}
+        under_way: dict[_http.Connection, list[tuple[int, int]]] = {}
+        together: list[tuple[int, int]] = []
+        bodies: list[bytes] = []
 
-        def answered(connection: _http.Connection, status: int, _: bytes) -> None:
-            number, due_us = under_way.pop(connection)
-            self._answers[number] = (due_us, now_us(), status)
+        def answered(connection: _http.Connection, status: int, body: bytes) -> None:
+            at_us, sent = now_us(), under_way.pop(connection)
+            statuses = [status] * len(sent)
+            if task.batch > 1 and status == 200:
+                statuses = [one.status for one in _read_results(body).results]
+            for (number, due_us), each in zip(sent, statuses, strict=True):
+                self._answers[number] = (due_us, at_us, each)
             free.put_nowait(connection)
 
         def lost() -> None:
             self._lost += 1
 
         # Each is used again within the 5 s after which the door closes one that says nothing.
-        senders = max(1, min(_SENDERS, int(2 * task.per_s)), min(_MOST_SENDERS, int(task.per_s / 6)))
+        per_s = task.per_s / task.batch
+        senders = max(1, min(_SENDERS, int(2 * per_s)), min(_MOST_SENDERS, int(per_s / 6)))
         for _ in range(senders):
             _, connection = await loop.create_connection(
                 lambda: _http.Connection(answered, lost), task.host, task.http_port
@@ -136,10 +160,16 @@ class Sending:
             while (ahead_us := begin_us + due_us - now_us()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(ahead_us / 1e6)
             late_us = max(late_us, -ahead_us)
-            connection = await self._next(free)
-            under_way[connection] = (number, int(begin_us + due_us))
-            connection.send(_http.request(head, _actions.body(task.run, number, task.users, clock())))
+            together.append((number, int(begin_us + due_us)))
+            bodies.append(_actions.body(task.run, number, task.users, clock()))
             number += 1
+            if len(together) < task.batch:
+                continue
+            connection = await self._next(free)
+            under_way[connection], together = together, []
+            whole = bodies[0] if task.batch == 1 else b'{"actions":[' + b",".join(bodies) + b"]}"
+            bodies.clear()
+            connection.send(_http.request(head, whole))
         for _ in range(senders):
             (await self._next(free)).close()
         return late_us

@@ -1,7 +1,7 @@
 """How long an action takes from the sender to everybody who watches.
 
-The whole of it on real servers: actions posted one by one by many users, 100 clients on
-`/ws/scores` or, with `--centrifuge`, on `/connection/websocket`, a stock Kafka consumer on
+The whole of it on real servers: actions of many users, posted one by one or `--batch` at a time,
+100 clients on `/ws/scores` or, with `--centrifuge`, on `/connection/websocket`, a stock Kafka consumer on
 `board.changed`. Each stage is told from the instant the action was due to be sent: the answer, the
 commit of its revision in the ledger, that revision on `board.changed`, on the board in Valkey, and
 in the frames of the first and of the last client to get one that shows it. Two frames to one client
@@ -44,6 +44,7 @@ STAGES: Final = (
 
 @click.command(help=(__doc__ or "").partition("\n\n")[0])
 @click.option("--per-s", type=click.FloatRange(1), default=200.0, show_default=True, help="Actions a second.")
+@click.option("--batch", type=click.IntRange(1, 500), default=1, show_default=True, help="Posted together.")
 @click.option("--clients", type=click.IntRange(1, 10_000), help="Who watch (default 100).")
 @click.option("--centrifuge", is_flag=True, help="They watch board:main on /connection/websocket.")
 @click.option("--seconds", type=click.FloatRange(1), help="So long (default 30).")
@@ -54,6 +55,7 @@ STAGES: Final = (
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON; the tables go to standard error.")
 def main(
     per_s: float,
+    batch: int,
     clients: int | None,
     centrifuge: bool,
     seconds: float | None,
@@ -84,6 +86,7 @@ def main(
             seconds=warm_s + seconds,
             users=users,
             seed=seed,
+            batch=batch,
         )
         progress(f"{shown(per_s)} actions/s for {shown(warm_s + seconds)} s, {clients} clients")
         seen = _watchers.Seen()
@@ -105,6 +108,7 @@ def main(
         commits = _commits(stack.postgres_url, run)
     settings = {
         "per_s": per_s,
+        "batch": batch,
         "clients": clients,
         "path": path,
         "seconds": seconds,

@@ -72,7 +72,7 @@ def test_stream():
     assert result["rival"]["total_us"]["median"] > 0
 
 
-@pytest.mark.parametrize("options", [(), ("--centrifuge",)], ids=["scores", "centrifuge"])
+@pytest.mark.parametrize("options", [(), ("--centrifuge", "--batch", "5")], ids=["scores", "centrifuge"])
 def test_feed(options):
     result = result_of("feed", *options)
 
