@@ -8,8 +8,8 @@ before each try, so a restart would find nothing else.
 A record that ends the process leaves no exception. So the first try of a partition after it was
 taken up is counted in Postgres before it begins, as is the first after one that raised: a count
 above one says that processes ended with it. The records then go a few at a time, and from the third
-try on one by one, each counted before its try; one that has ended `TRIES` of them is set aside
-untried.
+try on one by one, each counted before its try, but never more of them than the try before took
+together; one that has ended `TRIES` of them is set aside untried.
 """
 
 from __future__ import annotations
@@ -101,13 +101,21 @@ class Piece:
     def records_of(self, partition: int) -> int:
         return sum(len(run.records) for run in self.runs if run.partition == partition)
 
-    def cut(self, most: int) -> list[Piece]:
-        """In order, pieces of at most so many records, each of one event."""
-        return [
-            Piece([Run(run.event, run.records[begin : begin + most])], self.failed)
-            for run in self.runs
-            for begin in range(0, len(run.records), most)
-        ]
+    def cut(self, most: int, until: int) -> list[Piece]:
+        """In order, pieces of at most so many records, each of one event, up to an offset; and the rest.
+
+        Of one partition.
+        """
+        pieces, rest = [], []
+        for run in self.runs:
+            here = sum(record.offset < until for record in run.records)
+            pieces += [
+                Piece([Run(run.event, run.records[begin : min(begin + most, here)])], self.failed)
+                for begin in range(0, here, most)
+            ]
+            if here < len(run.records):
+                rest.append(Run(run.event, run.records[here:]))
+        return [*pieces, Piece(rest, self.failed)] if rest else pieces
 
     def halves(self) -> list[Piece]:
         """Smaller ones that together are this: by partition, or one partition's records cut in two."""
@@ -248,7 +256,8 @@ class Trials:
             others = piece.of(firsts.keys() - apart)
             parts = [others] if others.runs else []
             for partition in sorted(apart):
-                parts += piece.of({partition}).cut(self._most(self._careful[partition][0]))
+                level, until = self._careful[partition]
+                parts += piece.of({partition}).cut(self._most(level), until)
             return parts
         if piece.size == 1:
             (place,) = firsts.items()
@@ -273,7 +282,8 @@ class Trials:
         self._begun[partition, first] = tries
         if tries > least:
             _log.error("tried_before", partition=partition, offset=first, tries=tries)
-            self._careful[partition] = (tries, first + self._group_records)
+            # What ended a process began here, and was no more than is tried together that time.
+            self._careful[partition] = (tries, first + self._most(tries - 1))
 
     def _set_aside(self, piece: Piece) -> Done:
         """Put the one record of a piece on the dead-letter topic, and the ledger past it.
