@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,9 +103,10 @@ class Process:
         return time.monotonic() - begun_s
 
     def signal(self, number: signal.Signals) -> None:
-        """A signal to it and to all that descend from it."""
+        """A signal to it and to all that descend from it, but for those that end meanwhile."""
         for pid in _family(self.pid):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError) if pid != self.pid else nullcontext():
+                os.kill(pid, number)
 
     def pause(self) -> None:
         self.signal(signal.SIGSTOP)
