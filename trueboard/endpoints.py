@@ -7,6 +7,7 @@ everything is ready. It carries passwords and is readable by its owner alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,17 @@ class Endpoints:
             raise Unavailable(f"{path} belongs to another user: run this as who started it") from error
         except msgspec.DecodeError as error:
             raise Unavailable(f"{path} is not of this version's shape: {error}") from error
+
+    @classmethod
+    def unless_named(cls, data: Path, environ: Mapping[str, str]) -> Endpoints | None:
+        """The endpoints of the stack running there; None if none is and the settings name servers.
+
+        Raises:
+            Unavailable: none is ready there, nor is Postgres named.
+        """
+        if not (data / FILE_NAME).exists() and environ.get("TRUEBOARD_POSTGRES_URL"):
+            return None
+        return cls.read(data)
 
     def write(self, data: Path) -> None:
         """Put the file in place, readable by its owner alone."""

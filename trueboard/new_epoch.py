@@ -109,11 +109,8 @@ def begin(data: Path) -> Settled:
 
 
 def _endpoints(data: Path) -> EpochSettings:
-    try:
-        running = Endpoints.read(data)
-    except Unavailable:
-        if not os.environ.get("TRUEBOARD_POSTGRES_URL"):
-            raise
+    running = Endpoints.unless_named(data, os.environ)
+    if running is None:
         return read_settings(EpochSettings, os.environ, data_dir=data)
     return EpochSettings(
         postgres_url=running.postgres,

@@ -27,7 +27,7 @@ from storage.postgres.ledger import Ledger, Progress
 from storage.postgres.resumptions import Resumption
 from stream_app.carry_out import record_fingerprint
 from trueboard import options
-from trueboard.endpoints import FILE_NAME, Endpoints
+from trueboard.endpoints import Endpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +81,9 @@ def command(
     if from_offset is not None and skip_lost:
         raise click.UsageError("--from-offset and --skip-lost exclude each other")
     directory = data_directory(os.environ, data)
-    if (directory / FILE_NAME).exists():
-        endpoints = Endpoints.read(directory)
-        servers = (endpoints.postgres, endpoints.kafka, endpoints.kafka_kind)
+    running = Endpoints.unless_named(directory, os.environ)
+    if running is not None:
+        servers = (running.postgres, running.kafka, running.kafka_kind)
     else:
         settings = read_settings(ResumeSettings, os.environ, data_dir=directory)
         servers = (settings.postgres_url, settings.kafka, settings.kafka_kind)

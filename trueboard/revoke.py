@@ -30,7 +30,7 @@ from storage.postgres import connections, revocations
 from storage.postgres.connections import Connection
 from storage.postgres.revocations import Recorded
 from trueboard import options
-from trueboard.endpoints import FILE_NAME, Endpoints
+from trueboard.endpoints import Endpoints
 
 MARGIN_S: Final = 120
 """Kept so much longer than a token says it lives: clocks differ by up to 30 s, the issuer's, this one, that
@@ -194,12 +194,9 @@ def _check_options(
 def _settings(directory: Path) -> RevokeSettings:
     """Those of the running stack, else those of the environment."""
     settings = read_settings(RevokeSettings, os.environ, data_dir=directory)
-    if not (directory / FILE_NAME).exists():
-        if not settings.postgres_url:
-            # Says that nothing runs there, and how it would.
-            Endpoints.read(directory)
+    running = Endpoints.unless_named(directory, os.environ)
+    if running is None:
         return settings
-    running = Endpoints.read(directory)
     return replace(
         settings,
         postgres_url=running.postgres,
