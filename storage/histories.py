@@ -205,9 +205,15 @@ class Histories:
                     yield client, period, at
 
     def _make_good(self, cursor: psycopg.Cursor[Any], tails: Tails, begun: Begun) -> tuple[int, int]:
-        """Erase again who was erased after the fork, and list the decisions made after it."""
+        """Erase again who was erased after the fork, and list the decisions made after it.
+
+        Who was told of since then is told of again: the name that the topic holds may be of a revision
+        that was lost, and nothing that is judged again need change the ledger's.
+        """
         since_us = begun.committed_before_us - CLOCKS_US
-        buried = tails.tombstones_since(since_us)
+        people = tails.people_since(since_us)
+        buried = people.buried
+        epochs.tell_again(self._ledger, sorted(people.named))
         erased = 0
         if buried:
             user_ids = sorted({user_id for user_id in buried.values() if user_id is not None})

@@ -6,8 +6,9 @@ Asked when a ledger may have lost revisions: what was sent of it is then ahead o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -49,6 +50,16 @@ class _Named(msgspec.Struct):
 _read_placed = msgspec.json.Decoder(_Placed).decode
 _read_judged = msgspec.json.Decoder(Judged).decode
 _read_named = msgspec.json.Decoder(_Named).decode
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """Players by their pid."""
+
+    named: Set[str]
+
+    buried: dict[str, str | None]
+    """Whose last record is a tombstone; the user id if a record before it is still there to name it."""
 
 
 class Tails:
@@ -108,11 +119,8 @@ class Tails:
         self._read_since(topics.JUDGED.name, instant_us, note)
         return iter(found)
 
-    def tombstones_since(self, instant_us: int) -> dict[str, str | None]:
-        """The players whose last record on `player` since this instant is a tombstone.
-
-        By pid, with the user id if a record before the tombstone is still there to name it.
-        """
+    def people_since(self, instant_us: int) -> People:
+        """Of whom `player` has told since this instant."""
         names: dict[str, str | None] = {}
         buried: set[str] = set()
 
@@ -127,7 +135,7 @@ class Tails:
                 names[pid] = _read_named(value).user_id
 
         self._read_since(topics.PLAYER.name, instant_us, note)
-        return {pid: names[pid] for pid in buried}
+        return People(names.keys() - buried, {pid: names[pid] for pid in buried})
 
     def _read_since(
         self, topic: str, instant_us: int, note: Callable[[bytes | None, bytes | None], None]

@@ -244,6 +244,28 @@ def erase(ledger: Ledger, key: bytes, pids: Sequence[str], user_ids: Sequence[st
     return erased
 
 
+def tell_again(ledger: Ledger, pids: Sequence[str]) -> int:
+    """Let `player` say once more what holds of these people, as far as the ledger knows them; of how many.
+
+    Raises:
+        Unavailable: no Postgres, or batches that do not end; of some it may say so already.
+    """
+    told = 0
+    for start in range(0, len(pids), MOST_ERASED):
+        told += patiently(partial(_told_again, ledger, list(pids[start : start + MOST_ERASED])))
+    return told
+
+
+def _told_again(ledger: Ledger, pids: list[str]) -> int:
+    with ledger.exclusive() as batch:
+        people = batch.execute(
+            "SELECT player FROM players WHERE pid = ANY(%s::text[]::uuid[]) AND erased_at IS NULL", (pids,)
+        ).fetchall()
+        if people:
+            batch.append(batch.next_batch(), "person", [], [], [player for (player,) in people])
+        return len(people)
+
+
 def _refused(ledger: Ledger, hashes: Sequence[bytes]) -> None:
     with ledger.exclusive() as batch:
         batch.execute(

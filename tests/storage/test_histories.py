@@ -391,6 +391,30 @@ def test_who_was_erased_after_the_backup_is_erased_again(stream, histories, brok
     assert last is None
 
 
+def test_a_name_of_a_lost_revision_gives_way_to_the_ledgers(stream, histories, broker, topic):
+    """Also where what is judged again ends with the name that the backup has, which changes nothing."""
+    stream.take(submitted("ada", "a1", username="Ada"))
+    publisher = topic.follower()
+    settle(publisher)
+    ((pid,),) = stream.rows("SELECT pid::text FROM players WHERE user_id = 'ada'")
+    epoch = stream.rows("SELECT epoch FROM epochs")[0][0]
+    lost = {"player": pid, "user_id": "ada", "username": "Adele", "hidden": False}
+    say(broker, topics.PLAYER, pid, lost)
+    say(broker, topics.PLAYER, "0b7ce1a0-0000-4000-8000-00000000beef", lost | {"user_id": "carol"})
+    say(broker, topics.JUDGED, pid, placed(epoch, 40))
+
+    assert histories().settle() is not None
+    settle(publisher)
+
+    topic.reader.read()
+    told = [record.raw for record in topic.reader.records[topics.PLAYER.name] if record.key == pid]
+    assert [json.loads(raw)["username"] for raw in told] == ["Ada", "Adele", "Ada"]
+    with psycopg.connect(stream.url) as connection:
+        chain = naive.digest_chain(connection)
+        rows = connection.execute("SELECT revision, encode(digest, 'hex') FROM revisions ORDER BY 1")
+        assert chain == rows.fetchall()
+
+
 def test_erasures_that_a_crash_kept_from_being_made_good_are_made_good_by_the_next(
     stream, histories, ledger, broker
 ):
