@@ -43,9 +43,13 @@ _log = logs.get("storage.histories")
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a comparison came to: the epoch that holds now, and what was made good if it is a new one."""
+    """What a comparison came to: the epoch that holds now, and what was made good if it is a new one.
+
+    `incarnation` is the run of the server that was compared, and the very tables.
+    """
 
     epoch: str
+    incarnation: str
     begun: Begun | None = None
     erased: int = 0
     lost_decisions: int = 0
@@ -121,13 +125,15 @@ class Histories:
         recently = self._compared_s is not None and time.monotonic() - self._compared_s < COMPARE_EVERY_S
         done = present.compared and present.same_server and not reported and recently
         if present.is_standby and not asked:
-            return Settled(present.epoch or "")
+            return Settled(present.epoch or "", present.incarnation)
         if (done or present.epoch is None) and not asked:
-            return Settled(present.epoch or "")
+            return Settled(present.epoch or "", present.incarnation)
         row = cursor.execute("SELECT pg_try_advisory_lock(%s)", (COMPARING_LOCK,)).fetchone()
         if row is None or not row[0]:
             is_settled = present.compared and present.same_server and not reported and not asked
-            return Settled(present.epoch or "") if is_settled and self._compared_s is not None else None
+            if not is_settled or self._compared_s is None:
+                return None
+            return Settled(present.epoch or "", present.incarnation)
         try:
             settled = self._compared(cursor, epochs.look(cursor), reported, asked)
         finally:
@@ -169,7 +175,7 @@ class Histories:
                 self._discard(cursor, good.at.epoch)
             epochs.made_good(cursor, present.incarnation)
         epoch = begun.at.epoch if begun is not None else present.epoch or ""
-        return Settled(epoch, begun, erased, lost)
+        return Settled(epoch, present.incarnation, begun, erased, lost)
 
     def _copies(self, cursor: psycopg.Cursor[Any]) -> list[Seen]:
         """Where the copies in Redis stand.

@@ -235,18 +235,19 @@ class Stream:
             joined.setdefault(run.partition, []).extend(run.records)
         slices, dead = [], []
         in_a_row: dict[int, int] = {}
-        for partition in sorted(joined):
-            records = joined[partition]
-            if records[-1].offset - records[0].offset + 1 != len(records):
-                raise Stopped(partition, "the log has holes: it was compacted or written in transactions")
-            part, letters = intake.read_slice(records)
-            in_a_row[partition] = self._counted_in_a_row(part)
-            slices.append(part)
-            dead += letters
+        with self._trials.watched():
+            for partition in sorted(joined):
+                records = joined[partition]
+                if records[-1].offset - records[0].offset + 1 != len(records):
+                    raise Stopped(partition, "the log has holes: it was compacted or written in transactions")
+                part, letters = intake.read_slice(records)
+                in_a_row[partition] = self._counted_in_a_row(part)
+                slices.append(part)
+                dead += letters
         if dead:
             self._dead_letters.send(dead)
             failpoints.reach("stream.letters_sent")
-        outcome = self._judge.carry_out(log, slices)
+        outcome = self._judge.carry_out(log, slices, self._trials.watched)
         # Only now: a step that has to be repeated counts once.
         self._in_a_row.update(in_a_row)
         if outcome.content is not None:

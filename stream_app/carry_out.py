@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -146,8 +147,15 @@ class Judge:
         self._to_look_up = LOOKED_UP
         self.ledger.close()
 
-    def carry_out(self, log: int, slices: Sequence[Slice]) -> Outcome:
+    def carry_out(
+        self,
+        log: int,
+        slices: Sequence[Slice],
+        watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Outcome:
         """Judge these slices of log `log` and write down what came of it: all of it, or nothing.
+
+        `watched` is around the judging itself, which nothing but the records and what is at hand decides.
 
         Raises:
             Unavailable: repeat the step.
@@ -159,7 +167,7 @@ class Judge:
         while left:
             looked_up = self._to_look_up > 0
             try:
-                return self._attempt(log, slices, bounded)
+                return self._attempt(log, slices, bounded, watched)
             except Overtaken:
                 self._to_look_up = LOOKED_UP
                 # Who did not look was not overtaken.
@@ -173,16 +181,27 @@ class Judge:
                 bounded = True
         raise Overtaken("others judge the same actions over and over")
 
-    def _attempt(self, log: int, slices: Sequence[Slice], bounded: bool) -> Outcome:
+    def _attempt(
+        self,
+        log: int,
+        slices: Sequence[Slice],
+        bounded: bool,
+        watched: Callable[[], AbstractContextManager[None]],
+    ) -> Outcome:
         involved: list[Person] = []
         try:
-            return self._in_transaction(log, slices, bounded, involved)
+            return self._in_transaction(log, slices, bounded, involved, watched)
         except BaseException:
             judging.forget(involved)
             raise
 
     def _in_transaction(
-        self, log: int, slices: Sequence[Slice], bounded: bool, involved: list[Person]
+        self,
+        log: int,
+        slices: Sequence[Slice],
+        bounded: bool,
+        involved: list[Person],
+        watched: Callable[[], AbstractContextManager[None]],
     ) -> Outcome:
         with self.ledger.batch([piece.partition for piece in slices]) as batch:
             failpoints.reach("ledger.locked")
@@ -207,16 +226,18 @@ class Judge:
             people, renamed = _renamed(batch, incoming, people, existing, found)
             involved += people
             self._people.ready(batch, rules, people, fresh, incoming, runs)
-            plan = judging.judge(
-                rules,
-                self._bounds(batch, rules, incoming, people, bounded),
-                people,
-                existing,
-                incoming,
-                log,
-                max_late_us=self._max_late_us,
-                max_early_us=self._max_early_us,
-            )
+            bounds = self._bounds(batch, rules, incoming, people, bounded)
+            with watched():
+                plan = judging.judge(
+                    rules,
+                    bounds,
+                    people,
+                    existing,
+                    incoming,
+                    log,
+                    max_late_us=self._max_late_us,
+                    max_early_us=self._max_early_us,
+                )
             failpoints.reach("ledger.judged")
             appended, delta = _write(batch, log, slices, plan, renamed, fresh)
             outcome = Outcome(

@@ -23,10 +23,11 @@ class Guarding(Following):
         on_epoch: Callable[[], None],
     ) -> None:
         """Called from this thread: `on_compared` after the first comparison, `on_epoch` whenever the
-        history has become another one."""
+        history has become another one, or may have: a restore of which nobody was shown anything that it
+        lost begins no epoch, and progress stands at earlier offsets all the same."""
         super().__init__("epochs", on_defect)
         self._histories, self._on_compared, self._on_epoch = histories, on_compared, on_epoch
-        self._epoch: str | None = None
+        self._known: tuple[str, str] | None = None
 
     def round(self, *, look: bool) -> None:
         """Compare, if nobody has.
@@ -37,10 +38,10 @@ class Guarding(Following):
         settled = self._histories.settle()
         if settled is None:
             raise Unavailable("another worker compares the ledger with what follows it")
-        before, self._epoch = self._epoch, settled.epoch
+        before, self._known = self._known, (settled.epoch, settled.incarnation)
         if before is None:
             self._on_compared()
-        elif before != settled.epoch:
+        elif before != self._known:
             self._on_epoch()
         self.caught_up = True
 

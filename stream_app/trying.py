@@ -6,17 +6,20 @@ composition sets nothing aside. All of it in the same process: what a judge keep
 before each try, so a restart would find nothing else.
 
 A record that ends the process leaves no exception. So the first try of a partition after it was
-taken up is counted in Postgres before it begins, as is the first after one that raised: a count
-above one says that processes ended with it. The records then go a few at a time, and from the third
-try on one by one, each counted before its try, but never more of them than the try before took
-together; one that has ended `TRIES` of them is set aside untried.
+taken up is counted in Postgres, as is the first after one that raised: before the records are decoded
+and before they are judged, and taken back after each. What else ends a process in the long rest of a
+step, its waiting for locks and for Postgres, is not the records' doing. A count that is found says that
+a process ended with them in hand. The records then go a few at a time, and from the third try on one by
+one, each counted in its turn, but never more of them than the try before took together; one that has
+ended `TRIES` processes is set aside untried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from core.errors import Unavailable
 from service import logs, metrics
@@ -34,6 +37,8 @@ FEWER: Final = 32
 
 DEFECT: Final = "defect"
 
+T = TypeVar("T")
+
 _log = logs.get("stream_app.trying")
 
 
@@ -44,9 +49,9 @@ class NotTheRecords(Exception):
 class Counting(Protocol):
     """Table `attempts`; `storage.postgres.attempts.Attempts` is it."""
 
-    def begin(self, log: int, offsets: Mapping[int, int], *, least: int = 1) -> dict[int, int]: ...
+    def known(self, log: int, partition: int, offset: int) -> int: ...
 
-    def withdraw(self, log: int, offsets: Mapping[int, int]) -> None: ...
+    def put(self, log: int, tries: Mapping[tuple[int, int], int]) -> None: ...
 
     def passed(self, log: int, next_offsets: Mapping[int, int]) -> None: ...
 
@@ -153,16 +158,19 @@ class Trials:
         group_records: int,
         defects_in_a_row: int,
     ) -> None:
-        """`step` carries a piece of log `log` out; `group_records` is the most that one may hold."""
+        """`step` carries a piece of log `log` out, with `watched` around what the records could end;
+        `group_records` is the most that one may hold."""
         self._step, self._judge = step, judge
         self._dead_letters, self._attempts = dead_letters, attempts
         self._group_records, self._in_a_row_most = group_records, defects_in_a_row
         self._proven: set[int] = set()
-        self._begun: dict[tuple[int, int], int] = {}
+        self._begun: dict[tuple[int, int], tuple[int, int]] = {}
+        """By place of what is tried: how many tries were counted before this one, and with it."""
+        self._in_hand: list[tuple[int, int]] = []
         self._careful: dict[int, tuple[int, int]] = {}
         self._in_a_row: dict[int, int] = {}
         self._log = 0
-        self._begins_anew = self._blamed = False
+        self._begins_anew = False
 
     def taken_up(self) -> None:
         """Partitions were assigned and looked at: who had them before may have died of them."""
@@ -189,12 +197,46 @@ class Trials:
             return self._set_aside(piece)
         if piece.failed and piece.size == 1:
             self._judge.forget()
+        self._in_hand = [place for place in piece.firsts().items() if place in self._begun]
         done = self._step(log, piece)
         for part in done.slices:
             if part.incoming:
                 self._in_a_row.pop(part.partition, None)
         self._passed(done.slices)
         return done
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While the block runs, an end of this process is laid on the records that are in hand."""
+        if not self._in_hand:
+            yield
+            return
+        self._put(1)
+        try:
+            yield
+        except MemoryError:
+            # It ends this process, and the records are what it grew of.
+            raise
+        except Exception:
+            try:
+                self._put(0)
+            except (Unavailable, NotTheRecords) as error:
+                _log.warning("tries_not_withdrawn", detail=str(error)[:300])
+            raise
+        self._put(0)
+
+    def _put(self, which: int) -> None:
+        tries = {place: self._begun[place][which] for place in self._in_hand}
+        self._table(lambda: self._attempts.put(self._log, tries))
+
+    @staticmethod
+    def _table(use: Callable[[], T]) -> T:
+        try:
+            return use()
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise NotTheRecords("tries cannot be counted") from error
 
     def after(self, piece: Piece, error: Exception) -> list[Piece]:
         """What to try in the place of a piece that raised.
@@ -211,8 +253,7 @@ class Trials:
             error=f"{type(error).__name__}: {error}"[:300],
             exc_info=None if piece.failed else error,
         )
-        self._blamed = isinstance(error, MemoryError)
-        if self._blamed or piece.aside or isinstance(error, NotTheRecords):
+        if piece.aside or isinstance(error, NotTheRecords | MemoryError):
             raise error
         self._judge.forget()
         failed = piece.failed + 1
@@ -223,13 +264,6 @@ class Trials:
         return [Piece(part.runs, failed) for part in piece.halves()]
 
     def close(self) -> None:
-        """The process ends of something else: what it has begun says nothing of the records."""
-        if self._begun and not self._blamed:
-            try:
-                for partition, offset in self._begun:
-                    self._attempts.withdraw(self._log, {partition: offset})
-            except Unavailable as error:
-                _log.warning("tries_not_withdrawn", detail=str(error)[:300])
         self._attempts.close()
 
     def _begin(self, piece: Piece) -> list[Piece]:
@@ -261,7 +295,7 @@ class Trials:
             return parts
         if piece.size == 1:
             (place,) = firsts.items()
-            tries = self._begun.get(place, 0)
+            _, tries = self._begun.get(place, (0, 0))
             if tries > TRIES:
                 piece.aside = f"{tries - 1} processes ended while they judged it"
         return []
@@ -273,13 +307,9 @@ class Trials:
         return max(1, self._group_records // FEWER) if tries < ALONE_FROM else 1
 
     def _count(self, partition: int, first: int, least: int) -> None:
-        try:
-            tries = self._attempts.begin(self._log, {partition: first}, least=least)[partition]
-        except Unavailable:
-            raise
-        except Exception as error:
-            raise NotTheRecords("tries cannot be counted") from error
-        self._begun[partition, first] = tries
+        known = self._table(lambda: self._attempts.known(self._log, partition, first))
+        tries = max(known + 1, least)
+        self._begun[partition, first] = (known, tries)
         if tries > least:
             _log.error("tried_before", partition=partition, offset=first, tries=tries)
             # What ended a process began here, and was no more than is tried together that time.

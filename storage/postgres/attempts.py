@@ -1,8 +1,6 @@
-"""Tries at what has not come to its end: how many processes have begun on a record and not finished.
+"""Tries at what has not come to its end: how many processes have ended with a record in hand.
 
-Counted in transactions of their own, so that a count outlives the process whose try it counts. One
-statement when a partition's first group after it was taken up is tried, or when a try was seen to
-fail; none in between.
+Written in transactions of their own, so that a count outlives the process whose try it counts.
 """
 
 from __future__ import annotations
@@ -22,38 +20,31 @@ class Attempts:
         self._url, self._name = url, name
         self._connection: Connection | None = None
 
-    def begin(self, log: int, offsets: Mapping[int, int], *, least: int = 1) -> dict[int, int]:
-        """Count a try of what begins at these offsets (partition → offset), `least` or more.
-
-        Answers partition → tries so far, this one included.
+    def known(self, log: int, partition: int, offset: int) -> int:
+        """How many tries of what begins at this offset are counted.
 
         Raises:
             Unavailable: the server does not answer.
         """
-        return {
-            row[0]: row[1]
-            for row in self._run(
-                "INSERT INTO attempts AS a (log, partition, record_offset, tries)"
-                " SELECT %s, partition, record_offset, %s"
-                " FROM unnest(%s::integer[], %s::bigint[]) t(partition, record_offset) ORDER BY partition"
-                " ON CONFLICT (log, partition, record_offset)"
-                " DO UPDATE SET tries = greatest(a.tries + 1, excluded.tries) RETURNING partition, tries",
-                (log, least, list(offsets), list(offsets.values())),
-            )
-        }
+        rows = self._run(
+            "SELECT tries FROM attempts WHERE log = %s AND partition = %s AND record_offset = %s",
+            (log, partition, offset),
+        )
+        return int(rows[0][0]) if rows else 0
 
-    def withdraw(self, log: int, offsets: Mapping[int, int]) -> None:
-        """These tries (partition → offset) ended without a word on the records: as if never begun.
+    def put(self, log: int, tries: Mapping[tuple[int, int], int]) -> None:
+        """So many tries count from now on of what begins at these places, (partition, offset).
 
         Raises:
             Unavailable: the server does not answer.
         """
         self._run(
-            "UPDATE attempts a SET tries = a.tries - 1"
-            " FROM unnest(%s::integer[], %s::bigint[]) t(partition, record_offset)"
-            " WHERE a.log = %s AND a.partition = t.partition AND a.record_offset = t.record_offset"
-            " AND a.tries > 0",
-            (list(offsets), list(offsets.values()), log),
+            "INSERT INTO attempts AS a (log, partition, record_offset, tries)"
+            " SELECT %s, partition, record_offset, tries"
+            " FROM unnest(%s::integer[], %s::bigint[], %s::integer[]) t(partition, record_offset, tries)"
+            " ORDER BY partition, record_offset"
+            " ON CONFLICT (log, partition, record_offset) DO UPDATE SET tries = excluded.tries",
+            (log, [place[0] for place in tries], [place[1] for place in tries], list(tries.values())),
         )
 
     def passed(self, log: int, next_offsets: Mapping[int, int]) -> None:
@@ -74,7 +65,7 @@ class Attempts:
             self._connection.close()
             self._connection = None
 
-    def _run(self, statement: str, parameters: tuple[object, ...]) -> list[tuple[int, int]]:
+    def _run(self, statement: str, parameters: tuple[object, ...]) -> list[tuple[int, ...]]:
         with connections.unavailable():
             if self._connection is None or self._connection.closed:
                 self._connection = connections.connect(self._url, name=self._name, autocommit=True)

@@ -29,33 +29,30 @@ def stored(url: str) -> list[tuple[int, int, int, int]]:
         ).fetchall()
 
 
-def test_each_beginning_counts_one_and_no_less_than_asked_for(attempts):
-    assert attempts.begin(1, {0: 5, 3: 70}) == {0: 1, 3: 1}
-    assert attempts.begin(1, {3: 70}) == {3: 2}
-    assert attempts.begin(1, {3: 70, 4: 1}, least=3) == {3: 3, 4: 3}
-    assert attempts.begin(1, {3: 70}) == {3: 4}
-    assert attempts.begin(2, {3: 70}) == {3: 1}
+def test_what_was_put_is_known_and_nothing_else(attempts):
+    attempts.put(1, {(0, 5): 1, (3, 70): 2})
+    attempts.put(1, {(3, 70): 4, (4, 1): 3})
+
+    assert [attempts.known(1, *place) for place in ((0, 5), (3, 70), (4, 1))] == [1, 4, 3]
+    assert [attempts.known(*place) for place in ((1, 0, 6), (1, 5, 5), (2, 0, 5))] == [0, 0, 0]
+
+
+def test_what_was_put_back_to_nothing_was_never_tried(attempts):
+    attempts.put(1, {(0, 5): 1})
+    attempts.put(1, {(0, 5): 0})
+
+    assert attempts.known(1, 0, 5) == 0
 
 
 def test_a_count_is_there_though_nothing_else_was_committed(attempts, database):
-    attempts.begin(1, {0: 5})
+    attempts.put(1, {(0, 5): 1})
 
     assert stored(database) == [(1, 0, 5, 1)]
 
 
-def test_what_was_withdrawn_was_never_begun(attempts):
-    attempts.begin(1, {0: 5, 1: 6})
-    attempts.withdraw(1, {0: 5})
-    attempts.withdraw(1, {0: 5})
-    attempts.withdraw(1, {9: 9})
-
-    assert attempts.begin(1, {0: 5, 1: 6}) == {0: 1, 1: 2}
-
-
 def test_what_a_partition_has_passed_is_forgotten_and_nothing_else(attempts, database):
-    for offsets in ({0: 5, 1: 5}, {0: 9}, {0: 10}):
-        attempts.begin(2, offsets)
-    attempts.begin(1, {0: 1000})
+    attempts.put(2, {(0, 5): 1, (1, 5): 1, (0, 9): 1, (0, 10): 1})
+    attempts.put(1, {(0, 1000): 1})
 
     attempts.passed(2, {0: 10})
 
@@ -63,7 +60,7 @@ def test_what_a_partition_has_passed_is_forgotten_and_nothing_else(attempts, dat
 
 
 def test_a_server_that_went_away_is_unavailable_and_found_again(attempts, database):
-    attempts.begin(1, {0: 5})
+    attempts.put(1, {(0, 5): 1})
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -71,5 +68,5 @@ def test_a_server_that_went_away_is_unavailable_and_found_again(attempts, databa
         )
 
     with pytest.raises(Unavailable):
-        attempts.begin(1, {0: 5})
-    assert attempts.begin(1, {0: 5}) == {0: 2}
+        attempts.put(1, {(0, 5): 1})
+    assert attempts.known(1, 0, 5) == 1

@@ -29,7 +29,7 @@ class Judge:
 
     def forget(self) -> None: ...
 
-    def carry_out(self, log: int, slices: list[Slice]) -> Outcome:
+    def carry_out(self, log: int, slices: list[Slice], watched: Any = None) -> Outcome:
         if self.fates:
             raise self.fates.pop(0)
         self.given.append([(piece.partition, piece.first, piece.last) for piece in slices])
@@ -50,14 +50,11 @@ class Attempts:
     def __init__(self) -> None:
         self.tries: dict[tuple[int, int], int] = {}
 
-    def begin(self, log: int, offsets: Mapping[int, int], *, least: int = 1) -> dict[int, int]:
-        for place in offsets.items():
-            self.tries[place] = max(self.tries.get(place, 0) + 1, least)
-        return {partition: self.tries[partition, offset] for partition, offset in offsets.items()}
+    def known(self, log: int, partition: int, offset: int) -> int:
+        return self.tries.get((partition, offset), 0)
 
-    def withdraw(self, log: int, offsets: Mapping[int, int]) -> None:
-        for place in offsets.items():
-            self.tries[place] -= 1
+    def put(self, log: int, tries: Mapping[tuple[int, int], int]) -> None:
+        self.tries |= tries
 
     def passed(self, log: int, next_offsets: Mapping[int, int]) -> None:
         for partition, end in next_offsets.items():

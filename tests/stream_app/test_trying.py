@@ -50,7 +50,7 @@ class Process:
     """One worker's trials over a judge and a table that outlive it."""
 
     def __init__(self, judge: Judge, attempts: Attempts, *, group: int = GROUP, in_a_row: int = 3) -> None:
-        self.judge, self.letters = judge, Letters()
+        self.judge, self.letters, self.dies_after = judge, Letters(), False
         self.trials = Trials(
             self._step,
             judge,  # type: ignore[arg-type]
@@ -65,7 +65,11 @@ class Process:
         for run in piece.runs:
             joined.setdefault(run.partition, []).extend(run.records)
         slices = [intake.read_slice(joined[partition])[0] for partition in sorted(joined)]
-        return Done(self.judge.carry_out(log, slices), slices)
+        with self.trials.watched():
+            outcome = self.judge.carry_out(log, slices)
+        if self.dies_after:
+            raise Killed
+        return Done(outcome, slices)
 
     def take(self, *batches: list[Raw]) -> None:
         """One group, tried as the agent does."""
@@ -170,10 +174,15 @@ def test_what_fails_without_any_record_sets_none_aside_and_ends_the_process():
     assert (judge.aside, process.letters.sent) == ({}, [])
 
 
-def test_a_table_that_cannot_count_ends_the_process():
+@pytest.mark.parametrize("call", ["known", "put"])
+def test_a_table_that_cannot_count_ends_the_process(call):
     class Broken(Attempts):
-        def begin(self, *_: Any, **__: Any) -> dict[int, int]:
-            raise LookupError("no table")
+        """Cannot be asked, or not be written to."""
+
+    def fails(*_: Any) -> None:
+        raise LookupError("no table")
+
+    setattr(Broken, call, fails)
 
     process = Process(Judge(raising()), Broken())
 
@@ -231,6 +240,22 @@ def test_a_process_that_dies_twice_of_something_else_costs_smaller_groups_and_no
     assert attempts.tries == {}
 
 
+def test_processes_that_are_killed_between_judging_and_the_commit_cost_no_record_and_no_pace():
+    """Somebody kills whatever works: that says nothing of what was in hand."""
+    judge, attempts = Judge(raising()), Attempts()
+    for _ in range(3 * TRIES):
+        process = Process(judge, attempts)
+        process.dies_after = True
+        with pytest.raises(Killed):
+            process.take(good(0, GROUP))
+    judge.groups.clear()
+
+    Process(judge, attempts).take(good(0, GROUP))
+
+    assert judge.aside == {}
+    assert judge.groups == [GROUP]
+
+
 def test_one_that_ends_in_good_order_leaves_no_count():
     attempts = Attempts()
     judge = Judge(raising((0, 0), error=Unavailable))
@@ -247,7 +272,7 @@ def test_nothing_is_counted_once_a_partition_has_passed():
     attempts, judge = Attempts(), Judge(raising())
     process = Process(judge, attempts)
     process.take(good(0, 5))
-    attempts.begin = None  # type: ignore[assignment,method-assign]
+    attempts.known = None  # type: ignore[assignment,method-assign]
 
     process.take(good(0, 5, first=5))
 
