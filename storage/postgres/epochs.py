@@ -27,6 +27,9 @@ from storage.postgres.ledger import Ledger, OpenBatch, Position, empty_delta
 MOST_ERASED: Final = 2_000
 """People erased in one revision."""
 
+_UNHEARD_OF: Final = "greatest(version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
+"""A version of the fence that no process can have kept from a history that was lost."""
+
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 
 
@@ -191,11 +194,7 @@ def _begun(ledger: Ledger, seen: Sequence[Seen], asked: bool, then_good: bool) -
         )
         if then_good:
             batch.execute("UPDATE compared SET incarnation = '', erasures_due = true")
-        # A number that no process can have kept from the history that was lost.
-        batch.execute(
-            "UPDATE fence SET version = greatest(version, (extract(epoch FROM clock_timestamp())"
-            " * 1000000)::bigint)"
-        )
+        batch.execute(f"UPDATE fence SET version = {_UNHEARD_OF}")
         return Begun(appended.position, (from_epoch, from_revision), committed_us)
 
 
@@ -213,8 +212,17 @@ def last_begun(cursor: Cursor) -> Begun | None:
 
 
 def made_good(cursor: Cursor, incarnation: str) -> None:
-    """The ledger behind this connection was compared, and what it lost carried out again."""
-    cursor.execute("UPDATE compared SET incarnation = %s, erasures_due = false", (incarnation,))
+    """The ledger behind this connection was compared, and what it lost carried out again.
+
+    Where it is another run of the server, definitions and people are read anew by everybody: a restore of
+    which nobody was shown what it lost begins no epoch, and the fence counts on from what the backup had.
+    """
+    cursor.execute(
+        f"WITH anew AS (UPDATE fence SET version = {_UNHEARD_OF}"
+        "  WHERE EXISTS (SELECT FROM compared WHERE incarnation <> %s))"
+        " UPDATE compared SET incarnation = %s, erasures_due = false",
+        (incarnation, incarnation),
+    )
 
 
 # Erasing --------------------------------------------------------------------------------------

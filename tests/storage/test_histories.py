@@ -341,6 +341,23 @@ def test_what_a_worker_knew_of_people_goes_with_the_epoch(stream, ledger):
     assert stream.rows("SELECT version FROM fence")[0][0] > known + 10**12
 
 
+def test_what_a_worker_knew_of_definitions_goes_with_a_restore_that_left_no_trace(stream, histories):
+    """Else the fence would come to the number again that it had with what was lost."""
+    stream.take(submitted("ada", "a1"))
+    known = stream.rows("SELECT version FROM fence")[0][0]
+    stream.judge.ledger.close()
+    started_anew(stream.url)
+
+    settled = histories().settle()
+    moved = stream.rows("SELECT version FROM fence")[0][0]
+    histories().settle()
+
+    assert settled is not None
+    assert settled.begun is None
+    assert moved > known + 10**12
+    assert stream.rows("SELECT version FROM fence")[0][0] == moved
+
+
 def test_the_digest_chain_goes_on(stream, histories, ledger):
     ledger.grow(1, 5)
     histories().settle(asked=True)
