@@ -118,6 +118,8 @@ class Publisher:
             found = self._following(look)
             if found or time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
                 self._must_be_the_same_topics()
+            if found:
+                self._must_be_the_one()
             for content in found:
                 self._send(content)
                 self._must_not_have_failed()
@@ -175,6 +177,11 @@ class Publisher:
         """
         if self._asked_ids() != self._topic_ids:
             raise Unavailable("Topics were made anew: everything is sent again from the start.")
+
+    def _must_be_the_one(self) -> None:
+        """What is in hand needs no connection, but its lock does: without it another one is the publisher."""
+        with self._cursor() as cursor:
+            cursor.execute("SELECT")
 
     def _following(self, look: bool) -> list[Content]:
         """The next revisions, some `contents.MOST_ROWS` rows of them; none where there are none."""

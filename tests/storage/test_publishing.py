@@ -439,6 +439,21 @@ def test_a_session_that_was_lost_saves_no_cursor(subject, ledger, stream):
     assert saved[0][0] == 3
 
 
+def test_who_lost_the_lock_sends_nothing_of_what_is_in_hand(subject, ledger):
+    """It needs no connection to know what comes next, and would send behind its successor."""
+    old = subject.follower(ledger.hand)
+    ledger.grow(1, 5)
+    settle(old)
+    before = {name: len(records) for name, records in subject.reader.read().items()}
+    subject.faults()["the publisher's session ended"].harm()
+    ledger.grow(2, 5)
+
+    with pytest.raises(Unavailable):
+        old.step(look=False)
+
+    assert {name: len(records) for name, records in subject.reader.read().items()} == before
+
+
 def test_every_record_is_a_cloud_event_whose_id_is_its_own(subject, ledger):
     for seed in range(3):
         ledger.grow(seed, 6)
