@@ -184,11 +184,11 @@ def no_files(scene: Scene) -> None:
         time.sleep(6)
 
 
-@row("L-9", "the stream has little memory and a great backlog", "I-20 I-22", stack="own", takes_s=3600)
+@row("L-9", "the stream has little memory and a great backlog", "I-20 I-22", stack="own", takes_s=1800)
 def little_memory(scene: Scene) -> None:
     """What it may take is bounded by the kernel, at what it took before and some more."""
     rig, stream = scene.rig, scene.rig["stream"]
-    many = scene.times(20_000, 1_000_000)
+    many = scene.times(20_000, 200_000)
     scene.progress(10 * PROGRESS)
     bound_kib = stream.memory_kib(data=True) + _MORE_MIB * 1024
     scene.strike("SIGKILL stream", stream.kill, target="stream")
