@@ -6,7 +6,7 @@ and says the same.
 
 A topic that was made anew is sent again from the start, and nothing else may come before. Kafka's
 producers write to a topic by its name, whichever log that is by now, so the ids are asked for before
-anything is sent, while it is not confirmed, and before the cursor is saved.
+what is sent (not more often than every 0.1 s), while it is not confirmed, and before the cursor is saved.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ FLUSH_S: Final = 10.0
 LOOK_EVERY_S: Final = 10.0
 """How often it is asked whether the topics are still those that were published to, while there is nothing
 to send."""
+
+SENDING_LOOK_EVERY_S: Final = 0.1
+"""How often at most while there is: of a busy board several steps fall into that."""
 
 UNCONFIRMED_S: Final = 0.1
 """After how long without a confirmation it is asked whether the topics are still there: a producer would
@@ -116,7 +119,8 @@ class Publisher:
             if self._at is None and not self._take_over():
                 return False
             found = self._following(look)
-            if found or time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
+            looked_s = time.monotonic() - self._looked_at_s
+            if looked_s >= (SENDING_LOOK_EVERY_S if found else LOOK_EVERY_S):
                 self._must_be_the_same_topics()
             if found:
                 self._must_be_the_one()
