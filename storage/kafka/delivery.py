@@ -395,12 +395,14 @@ class _Line:
         return self.warm.wait(max(0.0, deadline_s - time.monotonic()))
 
     def close(self, deadline_s: float) -> None:
-        """Deliver what is queued, report the rest as failed, end the thread. Blocks."""
+        """Deliver what is queued, report the rest as failed, end the thread and the producer. Blocks."""
         self._flush(deadline_s)
         self._producer.purge()
         self._flush(_POLL_S)
         self._ending.set()
         self._thread.join(timeout=5 * _POLL_S)
+        # It calls back here, and circles are looked for too seldom: each would keep some 10 MB.
+        del self._producer, self.produce
 
     def _flush(self, within_s: float) -> None:
         until_s = time.monotonic() + within_s

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -408,6 +410,27 @@ async def test_a_producer_that_confirms_nothing_any_more_is_replaced(memory_kafk
     # One refusal is no reason: it takes some for as long as _STUCK_S.
     assert 2 < len(answers) < 8
     assert metrics.PRODUCERS_REPLACED._value.get() == replaced
+
+
+async def test_a_producer_that_was_replaced_is_gone(memory_kafka, monkeypatch):
+    """Without looking for circles: while Kafka is away one is replaced every few seconds."""
+    monkeypatch.setattr(module, "_DRAIN_S", 0.2)
+    memory_kafka.make_topic(TOPIC, 4)
+    sender = Delivery(memory_kafka.bootstrap, client_id="test")
+    await sender.start()
+    await sender.send(TOPIC, b"k", b"v")
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(sender._line)
+        sender._replace(sender._line)
+        until_s = time.monotonic() + 20
+        while gone() is not None and time.monotonic() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert gone() is None
+    finally:
+        gc.enable()
+        await sender.stop()
 
 
 async def test_a_record_out_of_order_costs_one_answer_and_a_producer(delivery, memory_kafka):
