@@ -31,15 +31,20 @@ async def _until(held: list[int], last: int) -> None:
         await asyncio.sleep(0.005)
 
 
+async def _made(kafka: Kafka, partitions: int) -> tuple[str, Producer]:
+    """A topic of the test's own, and somebody who writes to it."""
+    topic = f"changed-{secrets.token_hex(4)}"
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for made in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+        await asyncio.to_thread(made.result, 20)
+    return topic, Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 0})
+
+
 async def test_reading_begins_with_some_earlier_records_and_goes_on_at_once(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publications, "EARLIER_RECORDS", 3)
-    topic = f"changed-{secrets.token_hex(4)}"
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    for made in admin.create_topics([NewTopic(topic, 12, 1)]).values():
-        await asyncio.to_thread(made.result, 20)
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 0})
+    topic, producer = await _made(kafka, 12)
     held: list[int] = []
     times_s: list[float] = []
 
@@ -80,11 +85,7 @@ async def test_a_consumer_that_lost_every_broker_is_replaced(
     consumers = Deafened()
     monkeypatch.setattr(publications, "Consumer", consumers)
     monkeypatch.setattr(silence, "ASK_AFTER_S", 0.3)
-    topic = f"changed-{secrets.token_hex(4)}"
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    for made in admin.create_topics([NewTopic(topic, 2, 1)]).values():
-        await asyncio.to_thread(made.result, 20)
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 0})
+    topic, producer = await _made(kafka, 2)
     held: list[int] = []
 
     def send(revision: int) -> None:
