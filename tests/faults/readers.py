@@ -23,6 +23,7 @@ from redis import exceptions as redis_exceptions
 from redis.asyncio import Redis
 
 from core.topics import ALL, SUBMITTED
+from storage.kafka.silence import Silence
 from storage.redis.keys import board
 from tests.faults.histories import DIALECTS, MAIN, Copy, Frame, Page, Record, Transcript, content_of
 from tests.faults.rig import Rig
@@ -227,10 +228,18 @@ class TopicReader(threading.Thread):
         described = admin.describe_topics(TopicCollection(self._names), request_timeout=10)
         return {name: str(future.result().topic_id) for name, future in described.items()}
 
+    def _ids_when_told(self) -> dict[str, str]:
+        while not self._over.is_set():
+            try:
+                return self.ids()
+            except KafkaException:
+                time.sleep(0.5)
+        return self.topic_ids
+
     def run(self) -> None:
         while not self._over.is_set():
             self._renew.clear()
-            before, self.topic_ids = self.topic_ids, self.ids()
+            before, self.topic_ids = self.topic_ids, self._ids_when_told()
             self.seen = {
                 place: end for place, end in self.seen.items() if before[place[0]] == self.topic_ids[place[0]]
             }
@@ -254,12 +263,17 @@ class TopicReader(threading.Thread):
                         for number in range(self.rig.partitions[name])
                     ]
                 )
+                silence = Silence()
                 while not self._over.is_set() and not self._renew.is_set():
                     try:
                         messages = consumer.consume(500, timeout=0.2)
                     except KafkaException:
                         time.sleep(0.2)
                         continue
+                    if messages:
+                        silence.heard()
+                    elif silence.is_deaf(consumer, self._names[0], 0):
+                        break
                     self._write_down(messages)
             finally:
                 consumer.close()
