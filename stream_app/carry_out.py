@@ -111,6 +111,10 @@ def record_fingerprint(key: bytes | None, value: bytes | None) -> bytes:
     return hashlib.sha256((key or b"") + b"\0" + (value or b"")).digest()[:16]
 
 
+Watch = Callable[[], AbstractContextManager[None]]
+"""Gives what is to be around the judging itself, each time."""
+
+
 class Judge:
     """What one worker keeps between groups: definitions, players at hand, one connection."""
 
@@ -151,7 +155,7 @@ class Judge:
         self,
         log: int,
         slices: Sequence[Slice],
-        watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+        watched: Watch = nullcontext,
     ) -> Outcome:
         """Judge these slices of log `log` and write down what came of it: all of it, or nothing.
 
@@ -186,7 +190,7 @@ class Judge:
         log: int,
         slices: Sequence[Slice],
         bounded: bool,
-        watched: Callable[[], AbstractContextManager[None]],
+        watched: Watch,
     ) -> Outcome:
         involved: list[Person] = []
         try:
@@ -201,7 +205,7 @@ class Judge:
         slices: Sequence[Slice],
         bounded: bool,
         involved: list[Person],
-        watched: Callable[[], AbstractContextManager[None]],
+        watched: Watch,
     ) -> Outcome:
         with self.ledger.batch([piece.partition for piece in slices]) as batch:
             failpoints.reach("ledger.locked")

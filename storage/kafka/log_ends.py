@@ -7,7 +7,8 @@ lost records; one whose last record read is another than it was has been cut and
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -46,10 +47,16 @@ class LogEnds:
             self._made.close()
             self._made = None
 
-    def _consumer(self) -> Consumer:
+    @contextmanager
+    def _asked(self) -> Iterator[Consumer]:
+        """The consumer to ask, which is given up if it is not answered."""
         if self._made is None:
             self._made = Consumer(self._settings)
-        return self._made
+        try:
+            yield self._made
+        except Unavailable:
+            self.close()
+            raise
 
     def ends(self, partitions: set[int], *, timeout_s: float = 5.0) -> dict[int, tuple[int, int]]:
         """(first offset, next offset to be written) of each partition.
@@ -57,16 +64,16 @@ class LogEnds:
         Raises:
             Unavailable: no answer within `timeout_s` each.
         """
-        found, consumer = {}, self._consumer()
-        try:
-            for partition in sorted(partitions):
-                low, high = consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=timeout_s
-                )
-                found[partition] = (low, high)
-        except (KafkaException, TypeError) as error:
-            self.close()
-            raise Unavailable(f"Kafka does not tell the ends of {self._topic}: {error}") from error
+        found = {}
+        with self._asked() as consumer:
+            try:
+                for partition in sorted(partitions):
+                    low, high = consumer.get_watermark_offsets(
+                        TopicPartition(self._topic, partition), timeout=timeout_s
+                    )
+                    found[partition] = (low, high)
+            except (KafkaException, TypeError) as error:
+                raise Unavailable(f"Kafka does not tell the ends of {self._topic}: {error}") from error
         return found
 
     def records(
@@ -79,15 +86,12 @@ class LogEnds:
         """
         if not offsets:
             return {}
-        try:
-            found = self._records(self._consumer(), offsets, time.monotonic() + timeout_s)
-            self._consumer().unassign()
-        except KafkaException as error:
-            self.close()
-            raise Unavailable(f"Kafka: {error}") from error
-        except Unavailable:
-            self.close()
-            raise
+        with self._asked() as consumer:
+            try:
+                found = self._records(consumer, offsets, time.monotonic() + timeout_s)
+                consumer.unassign()
+            except KafkaException as error:
+                raise Unavailable(f"Kafka: {error}") from error
         return found
 
     def _records(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -24,8 +24,8 @@ from core.errors import Refused
 from storage.postgres.connections import INCARNATION, patiently, schema_awaited
 from storage.postgres.ledger import Ledger, OpenBatch, Position, empty_delta
 
-MOST_ERASED: Final = 2_000
-"""People erased in one revision."""
+MOST_PEOPLE: Final = 2_000
+"""People erased, or told of again, in one revision."""
 
 _UNHEARD_OF: Final = "greatest(version, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
 """A version of the fence that no process can have kept from a history that was lost."""
@@ -242,10 +242,7 @@ def erase(ledger: Ledger, key: bytes, pids: Sequence[str], user_ids: Sequence[st
     Raises:
         Unavailable: no Postgres, or batches that do not end; some may be erased already.
     """
-    erased = 0
-    for start in range(0, len(pids), MOST_ERASED):
-        part = list(pids[start : start + MOST_ERASED])
-        erased += patiently(partial(_erased, ledger, key, part))
+    erased = _in_parts(pids, partial(_erased, ledger, key))
     hashes = [user_hash(key, user_id) for user_id in user_ids]
     if hashes:
         patiently(partial(_refused, ledger, hashes))
@@ -258,10 +255,13 @@ def tell_again(ledger: Ledger, pids: Sequence[str]) -> int:
     Raises:
         Unavailable: no Postgres, or batches that do not end; of some it may say so already.
     """
-    told = 0
-    for start in range(0, len(pids), MOST_ERASED):
-        told += patiently(partial(_told_again, ledger, list(pids[start : start + MOST_ERASED])))
-    return told
+    return _in_parts(pids, partial(_told_again, ledger))
+
+
+def _in_parts(pids: Sequence[str], revise: Callable[[list[str]], int]) -> int:
+    """Revise these people, a revision's worth at a time; of how many it came to something."""
+    parts = [list(pids[start : start + MOST_PEOPLE]) for start in range(0, len(pids), MOST_PEOPLE)]
+    return sum(patiently(partial(revise, part)) for part in parts)
 
 
 def _told_again(ledger: Ledger, pids: list[str]) -> int:

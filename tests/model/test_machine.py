@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.model.clauses import Clauses, mutants
+from tests.model.playing import play, play_as_asked
 from tests.model.world import WEIGHTS, Fate, World, Wrong
 
+STEPS = 60
 FAULTS = sorted(set(WEIGHTS) - {"submit", "run", "run_on", "watch"})
 
 
@@ -67,25 +67,9 @@ class Machine(RuleBasedStateMachine):
             self.world.close()
 
 
-def run(machine: type[Machine], examples: int, *, derandomize: bool) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=60,
-            deadline=None,
-            derandomize=derandomize,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.mark.timeout(600)
 def test_whatever_happens_what_is_shown_is_the_ledger() -> None:
-    examples = os.environ.get("TRUEBOARD_EXAMPLES")
-    run(Machine, int(examples or "30"), derandomize=examples is None)
+    play_as_asked(Machine, 30, steps=STEPS)
 
 
 @pytest.mark.timeout(600)
@@ -94,4 +78,4 @@ def test_the_machine_would_notice() -> None:
         clauses = mutants()["sizes_compared"]
 
     with pytest.raises(Wrong):
-        run(Careless, 200, derandomize=True)
+        play(Careless, 200, steps=STEPS)

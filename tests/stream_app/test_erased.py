@@ -89,7 +89,7 @@ def test_a_record_that_comes_again_after_its_person_was_erased_changes_nothing(s
 
 
 def test_many_are_erased_in_revisions_of_at_most_so_many(stream, judge, monkeypatch):
-    monkeypatch.setattr(epochs, "MOST_ERASED", 3)
+    monkeypatch.setattr(epochs, "MOST_PEOPLE", 3)
     users = [f"u{n}" for n in range(8)]
     stream.take(*[submitted(user, f"a-{user}") for user in users], by=judge)
 

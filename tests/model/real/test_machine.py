@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +12,11 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from core.errors import Unavailable
+from tests.model.playing import play_as_asked
 from tests.model.real import topics
 from tests.model.real.careless import careless
 from tests.model.real.recount import Wrong
@@ -166,21 +165,6 @@ class Machine(RuleBasedStateMachine):
             self.cluster.close()
 
 
-def run(machine: type[Machine], examples: int, *, derandomize: bool) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=derandomize,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.fixture
 def machine(postgres_url: str, redis_db_url: str, request: pytest.FixtureRequest) -> Any:
     class Here(Machine):
@@ -194,8 +178,7 @@ def machine(postgres_url: str, redis_db_url: str, request: pytest.FixtureRequest
 
 @pytest.mark.timeout(600)
 def test_whatever_happens_what_is_shown_is_the_ledger(machine) -> None:
-    examples = os.environ.get("TRUEBOARD_EXAMPLES")
-    run(machine, int(examples or "8"), derandomize=examples is None)
+    play_as_asked(machine, 8, steps=40)
 
     assert machine.met["ledger.numbered"], machine.met
 
