@@ -45,8 +45,9 @@ class Hub:
     """All channels and their readers.
 
     `clock_ms` is a monotonic clock. `wake_in` must call `Hub.wake` once, that many ms from now,
-    instead of any wake-up asked for before. `give` gives a frame to a descriptor and says how many
-    bytes it took, or raises OSError: it takes none now, or never again.
+    instead of any wake-up asked for before. A reader of a `Dialect` is sent frames at least `gap_ms`
+    apart, one of a `Chained` at most one in each tick of `tick_ms`. `give` gives a frame to a descriptor
+    and says how many bytes it took, or raises OSError: it takes none now, or never again.
     """
 
     def __init__(
@@ -335,8 +336,17 @@ class Hub:
         self._write(cohort, frame)
         failpoints.reach("push.written")
         # The last was written ms after the first.
-        pace.spoke(self._clock_ms(), gap_ms)
+        done_ms = self._clock_ms()
+        if isinstance(dialect, Dialect):
+            pace.spoke(done_ms, gap_ms)
+        else:
+            pace.next_at_ms = self._next_tick_ms(done_ms)
         return merged
+
+    def _next_tick_ms(self, now_ms: float) -> float:
+        """The ticks are everybody's: the last reader then waits for the next one no longer than the first."""
+        tick_ms = self._tick_ms
+        return (now_ms // tick_ms + 1) * tick_ms if tick_ms else now_ms
 
     def _write(self, cohort: Cohort, frame: bytes) -> None:
         """Give a frame to every reader of a cohort.

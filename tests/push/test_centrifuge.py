@@ -291,9 +291,11 @@ async def test_a_replica_that_is_behind_its_client_catches_up_first(run_feed: Ru
         await asyncio.sleep(0.2)
         await _three_later(running)
         subscribed = (await client.next())["subscribe"]
+        # The last of the three may also come after the reply that the one before it made possible.
+        later = subscribed.get("publications") or [await client.push()]
 
     assert subscribed["recovered"]
-    assert [pub["offset"] for pub in subscribed["publications"]] == [4]
+    assert [pub["offset"] for pub in later] == [4]
 
 
 async def test_a_replica_that_stays_behind_asks_the_client_to_come_again(run_feed: RunFeed) -> None:

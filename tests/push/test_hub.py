@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from core.words import MAIN_PERIOD
 from push.channels import BURST, Dialect
 from push.close_codes import CloseCode
-from push.protocols import leaderboard, scoreboard, scores
+from push.protocols import centrifuge, leaderboard, scoreboard, scores
 from push.server import DIALECTS
 from tests.push.views import EPOCH, LATER_EPOCH, empty_view, view
 from tests.push.world import Socket, World
@@ -194,6 +194,21 @@ def test_a_reader_is_looked_at_once_for_every_frame_it_gets() -> None:
 
     sent = sum(len(socket.written) for socket in sockets)
     assert looked_at <= sent + len(sockets)
+
+
+def test_who_reads_publications_shares_ticks_with_whoever_came_at_another_time() -> None:
+    world = _world(1)
+    sockets = []
+    for revision in range(2, 202):
+        if len(sockets) < 5:
+            sockets.append(world.follow(centrifuge.dialect("board:main", delta=False)))
+        world.hub.publish(view(revision))
+        world.pass_ms(7)
+
+    times = [[written.at_ms for written in socket.written] for socket in sockets]
+    lately = [[at_ms for at_ms in each if at_ms > times[-1][1]] for each in times]
+    assert all(each == lately[0] for each in lately)
+    assert len(lately[0]) == pytest.approx(200 * 7 / 50, abs=2)
 
 
 def test_more_readers_than_a_burst_are_all_served() -> None:

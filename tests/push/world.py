@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.words import MAIN_PERIOD
-from push.channels import Dialect, Flow, Reader
+from push.channels import Chained, Dialect, Flow, Reader
 from push.close_codes import CloseCode
 from push.hub import Hub
 
@@ -115,6 +115,12 @@ class World:
         self.sockets.append(socket)
         expires_at_s = None if expires_in_s is None else self.now_s + expires_in_s
         self.hub.join(socket, dialect, MAIN_PERIOD, user_id="ada", expires_at_s=expires_at_s)
+        return socket
+
+    def follow(self, dialect: Chained) -> Socket:
+        socket = Socket(self, len(self.sockets))
+        self.sockets.append(socket)
+        self.hub.follow(socket, dialect, MAIN_PERIOD)
         return socket
 
     def drain(self, socket: Socket, room: float = math.inf) -> None:
