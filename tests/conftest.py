@@ -195,7 +195,8 @@ def kafka(in_containers: bool) -> Iterator[Kafka]:
     _need_kafka()
     with _scratch() as data:
         port = free_port()
-        server = JvmKafka(data, CACHE, port=port, controller_port=free_port(taken=frozenset({port})))
+        controller_port = free_port(taken=frozenset({port}))
+        server = JvmKafka(data, CACHE, port=port, controller_port=controller_port, short_lived=True)
         with running(server):
             yield Kafka(server.bootstrap, server.kind)
 

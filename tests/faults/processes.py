@@ -233,7 +233,9 @@ class Broker(JvmKafka):
     ) -> None:
         home = data / f"kafka-{node}"
         home.mkdir(parents=True, exist_ok=True, mode=0o711)
-        super().__init__(home, cache, port=listeners[0].port, controller_port=controller_port)
+        super().__init__(
+            home, cache, port=listeners[0].port, controller_port=controller_port, short_lived=True
+        )
         self.name = f"kafka-{node}"
         self.home = home / "kafka"
         self._node, self._brokers, self._id = node, brokers, cluster_id
@@ -250,23 +252,7 @@ class Broker(JvmKafka):
         properties.write_text(self._properties())
         give(self._directory, self._account)
         first = ["--standalone"] if self._node == 1 else []
-        bench.run(
-            [
-                *self._java_with_classes(),
-                "kafka.tools.StorageTool",
-                "format",
-                *first,
-                "--ignore-formatted",
-                "--cluster-id",
-                self._id,
-                "--config",
-                str(properties),
-            ],
-            env=self._env(),
-            cwd=self._directory,
-            account=self._account,
-            doing="formatting Kafka's storage",
-        )
+        self._format(bench, properties, self._id, *first)
 
     def _properties(self) -> str:
         controller = f"CONTROLLER://127.0.0.1:{self._controller_port}"

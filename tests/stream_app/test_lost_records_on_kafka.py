@@ -122,7 +122,8 @@ def test_records_that_were_never_read_and_are_gone_stop_their_partition_until_it
 @pytest.fixture
 def broker(tmp_path: Path) -> JvmKafka:
     port = free_port()
-    return JvmKafka(tmp_path, CACHE, port=port, controller_port=free_port(taken=frozenset({port})))
+    controller_port = free_port(taken=frozenset({port}))
+    return JvmKafka(tmp_path, CACHE, port=port, controller_port=controller_port, short_lived=True)
 
 
 @pytest.mark.parametrize("refill", [2, 12], ids=["shorter than it was", "longer than it was"])
