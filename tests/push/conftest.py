@@ -176,7 +176,8 @@ RunFeed = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def run_feed(memory_kafka: MockCluster) -> RunFeed:
-    """Runs a feed with these settings, ready unless `wait_ready` says otherwise."""
+    """Runs a feed with these settings, ready unless `wait_ready` says otherwise. Several are replicas."""
+    memory_kafka.make_topic(BOARD_CHANGED.name, 3)
 
     @asynccontextmanager
     async def run(
@@ -186,7 +187,6 @@ def run_feed(memory_kafka: MockCluster) -> RunFeed:
         before: Callable[[Running], Awaitable[None]] | None = None,
         **changed: Any,
     ) -> AsyncIterator[Running]:
-        memory_kafka.make_topic(BOARD_CHANGED.name, 3)
         settings = replace(
             Settings(
                 kafka=memory_kafka.bootstrap,
