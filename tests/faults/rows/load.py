@@ -18,6 +18,7 @@ from tests.faults.mounts import CANNOT_MOUNT, Ballast, leave_no_room, small_disk
 from tests.faults.processes import until
 from tests.faults.rig import STARTED
 from tests.faults.tools import close_all, direct_user, half_open_sockets, open_files, produce, record
+from tests.faults.writers import MOST_OPEN
 
 _GOOD = json.loads(record("direct-x", "y"))
 
@@ -181,7 +182,8 @@ def no_files(scene: Scene) -> None:
 
     with scene.broken("ingest may open 2 more files, 60 connections come", tighten, loosen, "ingest"):
         sockets += half_open_sockets(scene.rig.http, "/v1/boards/main/standings", 60)
-        time.sleep(6)
+        # More than the connections that writers have open already, so that some must wait to be let in.
+        assert 0 in scene.writers.send_at_once(MOST_OPEN + 50), "everybody was let in"
 
 
 @row("L-9", "the stream has little memory and a great backlog", "I-20 I-22", stack="own", takes_s=1800)
