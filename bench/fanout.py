@@ -253,9 +253,8 @@ def packed(bench: Bench, server: Broadcaster) -> dict[str, dict[str, float]]:
         (CENTRIFUGE_PATH, "fossil", True),
     ):
         options: dict[str, Any] = {"headers": (DEFLATE,)} if compressed else {}
-        clients = sizes.packed_clients if path == SCORES_PATH else sizes.stalled_clients
         mark = OFFSET_MARK if delta else MARK
-        with bench.watching(server.at(path, delta), clients, mark=mark, **options) as watchers:
+        with bench.watching(server.at(path, delta), sizes.packed_clients, mark=mark, **options) as watchers:
             watchers.wait_served()
             # The first one that is sent as a difference follows one that was sent whole.
             bench.burst(server, watchers, 2, compressed=compressed)
@@ -364,10 +363,10 @@ def _bars(
         ratio = ours[figure].median / rival[figure].median if rival[figure].median else float("inf")
         return Bar(name, ratio, f"≤ {most}", ratio <= most)
 
-    def of_plain(name: str, figure: str, most: float) -> Bar:
-        plain, compressed = (small[way][figure] for way in (SCORES_PATH, f"{SCORES_PATH}, compressed"))
+    def of_plain(path: str, name: str, figure: str, most: float) -> Bar:
+        plain, compressed = (small[way][figure] for way in (path, f"{path}, compressed"))
         ratio = compressed / plain if plain else float("inf")
-        return Bar(name, ratio, f"≤ {shown(most)}", ratio <= most)
+        return Bar(f"{path}, {name} compressed, times plain", ratio, f"≤ {shown(most)}", ratio <= most)
 
     bars = [
         against("CPU per delivery, times the C program's", "cpu_us_per_delivery", floor, 1.6),
@@ -377,8 +376,8 @@ def _bars(
         at_most("KB a connection that is idle", ours["kb_per_connection"].median, 25.0),
         at_most("frames others missed beside a reader that never reads", unread["missing"], 0),
         at_most("MB the server grew by it", unread["grown_mb"], 1.0),
-        of_plain("CPU of the compressed broadcast, times the plain one's", "cpu_us_per_delivery", 1.15),
-        of_plain("bytes of the compressed broadcast, share of the plain one's", "bytes_per_delivery", 1 / 3),
+        *(of_plain(path, "CPU", "cpu_us_per_delivery", 1.15) for path in (SCORES_PATH, CENTRIFUGE_PATH)),
+        *(of_plain(path, "bytes", "bytes_per_delivery", 1 / 3) for path in (SCORES_PATH, CENTRIFUGE_PATH)),
     ]
     if CENTRIFUGO in measured:
         rival = measured[CENTRIFUGO]
