@@ -89,8 +89,11 @@ class Writers:
         self._open: set[asyncio.Task[None]] = set()
         self._recent: list[Action] = []
         self.confirmed_at_s: list[float] = []
-        self.latest_confirmed_begun_s = float("-inf")
-        """When the latest of the requests that were confirmed was begun."""
+        self.latest_first_confirmed_begun_s = float("-inf")
+        """When the latest of the requests was begun that were confirmed and the first of their action.
+
+        One that comes again may be answered out of what is known of the one before.
+        """
         self._verdicts: dict[tuple[str, str], str | None] = {}
         self._pace: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -372,7 +375,10 @@ class Writers:
         if attempt.status in (200, 202) and attempt.purpose in ("first", "retry"):
             counts.confirmed += 1
             self.confirmed_at_s.append(attempt.ended_s)
-            self.latest_confirmed_begun_s = max(self.latest_confirmed_begun_s, attempt.begun_s)
+            if attempt.purpose == "first":
+                self.latest_first_confirmed_begun_s = max(
+                    self.latest_first_confirmed_begun_s, attempt.begun_s
+                )
             if action.user.startswith("lone-"):
                 self._verdicts[action.user, action.action] = attempt.verdict
             else:

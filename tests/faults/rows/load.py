@@ -47,6 +47,7 @@ UNREADABLE: dict[str, bytes | None] = {
 @row("L-1", "unreadable records come in between", "I-10 I-21", fast=True)
 def poison(scene: Scene) -> None:
     user = direct_user()
+    earlier = {letter.key for letter in read(scene.rig.kafka, DEAD.name)}
     before = scene.dead_letters()
     records = []
     for number, value in enumerate(UNREADABLE.values()):
@@ -67,8 +68,10 @@ def poison(scene: Scene) -> None:
         ),
     )
     scene.observe(stalled_s=round(time.monotonic() - begun_s, 1))
-    letters = read(scene.rig.kafka, DEAD.name)
+    # A worker that ended before it moved past an earlier one has sent that one's again, as it must.
+    letters = [letter for letter in read(scene.rig.kafka, DEAD.name) if letter.key not in earlier]
     assert len({letter.key for letter in letters}) == len(letters), "a record has two dead letters"
+    assert len(letters) == len(UNREADABLE), letters
     for letter in letters:
         assert letter.header("reason"), letter
         assert letter.header("origin_topic") == SUBMITTED.name
