@@ -102,4 +102,4 @@ def test_fanout():
     assert sizes["/ws/scores, compressed"] < sizes["/ws/scores"] / 2
     assert sizes["/connection/websocket, differences"] < sizes["/connection/websocket"] / 2
     assert result["storm"]["served_s"] > 0
-    assert len(result["bars"]) == 9
+    assert len(result["bars"]) == 11
