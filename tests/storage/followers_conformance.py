@@ -9,6 +9,7 @@ make its follower, what a reader of it sees, and how it can be harmed. The ledge
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -154,9 +155,13 @@ def end(ledger: Ledger, subject: Subject, follower: Follower) -> None:
 
 def settle(follower: Follower) -> None:
     for _ in range(200):
-        with suppress(Unavailable):
+        try:
             if not follower.step():
                 return
+        except Unavailable:
+            # What it held it lets go of, and Postgres needs a moment to hear of it: till then a step
+            # that takes nothing on does not mean that there is nothing.
+            time.sleep(0.2)
     raise AssertionError("it never comes to an end")
 
 

@@ -414,12 +414,16 @@ def test_a_producer_that_failed_for_good_is_made_anew(subject, ledger, memory_ka
     ledger.grow(1, 5)
     settle(publisher)
     replaced = metrics.PRODUCERS_REPLACED._value.get()
-    memory_kafka.fail_next(PRODUCE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
-    ledger.grow(2, 5)
-    with pytest.raises(Unavailable):
-        publisher.step()
+    # One that hears of it by a record's report first is given up for that, and not counted.
+    for _ in range(5):
+        memory_kafka.fail_next(PRODUCE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+        ledger.grow(2, 5)
+        with pytest.raises(Unavailable):
+            publisher.step()
+        end(ledger, subject, publisher)
+        if metrics.PRODUCERS_REPLACED._value.get() > replaced:
+            break
 
-    end(ledger, subject, publisher)
     assert metrics.PRODUCERS_REPLACED._value.get() == replaced + 1
 
 
