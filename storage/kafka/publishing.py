@@ -125,7 +125,8 @@ class Publisher:
             if found:
                 self._must_be_the_one()
             for content in found:
-                self._send(content)
+                with self._hearing():
+                    self._send(content)
                 self._must_not_have_failed()
             self._await_acknowledgements()
             failpoints.reach("topics.sent")
@@ -311,8 +312,6 @@ class Publisher:
             self._send_periods(content, committed_at)
         except BufferError as error:
             raise Unavailable("Kafka: the publisher's queue is full") from error
-        except KafkaException as error:
-            raise Unavailable(f"Kafka: {error}") from error
         self._at = content.at
         self._epoch = max(self._epoch, content.at.epoch)
 
@@ -415,7 +414,7 @@ class Publisher:
 
     @contextmanager
     def _hearing(self) -> Iterator[None]:
-        """While the producer says what became of what was sent; where it failed for good, it raises."""
+        """While the producer is given records, or says what became of them; it raises where it has failed."""
         try:
             yield
         except (KafkaException, SystemError) as error:
