@@ -444,11 +444,11 @@ class Scene:
         assert unanswered == 0, f"{unanswered} requests had no answer within {ANSWER_S:.0f} s"
 
     def none_confirmed(self, for_s: float) -> None:
-        """No action that is sent for the first time from now on is confirmed, for so long."""
+        """Nothing that is asked for from now on and was not known before is confirmed, for so long."""
         since_s, requests = self.rig.now_s(), sum(self.writers.counts.statuses.values())
         time.sleep(for_s)
         # An answer to an earlier request may still be on its way.
-        latest_s = self.writers.latest_first_confirmed_begun_s
+        latest_s = self.writers.latest_newly_confirmed_begun_s
         assert latest_s < since_s, f"an action was confirmed that was sent {latest_s - since_s:.2f} s later"
         assert sum(self.writers.counts.statuses.values()) > requests, "nobody asked meanwhile"
 

@@ -89,11 +89,8 @@ class Writers:
         self._open: set[asyncio.Task[None]] = set()
         self._recent: list[Action] = []
         self.confirmed_at_s: list[float] = []
-        self.latest_first_confirmed_begun_s = float("-inf")
-        """When the latest of the requests was begun that were confirmed and the first of their action.
-
-        One that comes again may be answered out of what is known of the one before.
-        """
+        self.latest_newly_confirmed_begun_s = float("-inf")
+        """When the latest request was begun that was confirmed, and not out of what was known already."""
         self._verdicts: dict[tuple[str, str], str | None] = {}
         self._pace: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -375,9 +372,11 @@ class Writers:
         if attempt.status in (200, 202) and attempt.purpose in ("first", "retry"):
             counts.confirmed += 1
             self.confirmed_at_s.append(attempt.ended_s)
-            if attempt.purpose == "first":
-                self.latest_first_confirmed_begun_s = max(
-                    self.latest_first_confirmed_begun_s, attempt.begun_s
+            # S0's answers do not say that they are of an action sent before.
+            may_be_known = attempt.replayed or action.route == "s0"
+            if attempt.purpose == "first" or not may_be_known:
+                self.latest_newly_confirmed_begun_s = max(
+                    self.latest_newly_confirmed_begun_s, attempt.begun_s
                 )
             if action.user.startswith("lone-"):
                 self._verdicts[action.user, action.action] = attempt.verdict
