@@ -24,6 +24,8 @@ Event = dict[str, Any]
 Follow = Callable[..., AbstractAsyncContextManager["Events"]]
 
 _HERE = Path(__file__).parent
+PATH = "/connection/websocket"
+BOARD = "board:main"
 BUNDLE = _HERE.parent.parent / "web" / "vendor" / "centrifuge.js"
 
 
@@ -74,26 +76,29 @@ async def _program(*command: str) -> AsyncIterator[Events]:
         await reading
 
 
-def in_python(
-    url: str, channel: str, *, token: str = "", tokens: list[str] | None = None, delta: bool = False
-) -> AbstractAsyncContextManager[Events]:
+def _python() -> list[str]:
     """centrifuge-python."""
-    options = {"url": url, "channel": channel, "token": token, "tokens": tokens, "delta": delta}
-    return _program(sys.executable, "-P", str(_HERE / "official_python.py"), json.dumps(options))
+    return [sys.executable, "-P", str(_HERE / "official_python.py")]
 
 
-def in_javascript(
-    url: str, channel: str, *, token: str = "", tokens: list[str] | None = None, delta: bool = False
-) -> AbstractAsyncContextManager[Events]:
+def _javascript() -> list[str]:
     """centrifuge-js, the very file that the page is served with, in Node."""
-    options = {"url": url, "channel": channel, "token": token, "tokens": tokens}
-    return _program(
-        _node(),
-        "--experimental-websocket",
-        str(_HERE / "official.mjs"),
-        str(BUNDLE),
-        json.dumps(options | ({"delta": "fossil"} if delta else {})),
-    )
+    return [_node(), "--experimental-websocket", str(_HERE / "official.mjs"), str(BUNDLE)]
+
+
+def _following(program: Callable[[], list[str]]) -> Follow:
+    def follow(
+        url: str, channel: str, *, token: str = "", tokens: list[str] | None = None, delta: bool = False
+    ) -> AbstractAsyncContextManager[Events]:
+        options = {"url": url, "channel": channel, "token": token, "tokens": tokens}
+        return _program(*program(), json.dumps(options | ({"delta": "fossil"} if delta else {})))
+
+    return follow
+
+
+in_python, in_javascript = _following(_python), _following(_javascript)
+FOLLOW = {"python": in_python, "javascript": in_javascript}
+"""To follow a channel at a URL with each client; `tokens` are handed out one by one when it asks."""
 
 
 def _node() -> str:

@@ -59,7 +59,7 @@ async def follow(options: dict[str, Any]) -> None:
     subscription = client.new_subscription(
         options["channel"],
         events=Subscription(),
-        delta=centrifuge.DeltaType.FOSSIL if options.get("delta") else None,
+        delta=centrifuge.DeltaType(options["delta"]) if "delta" in options else None,
         min_resubscribe_delay=0.05,
         max_resubscribe_delay=0.2,
     )

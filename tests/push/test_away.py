@@ -13,14 +13,11 @@ from core.words import MAIN_PERIOD
 from push.sequencing import LINKS_MOST
 from tests.faults.proxy import Link
 from tests.push.conftest import RunFeed
-from tests.push.official import Events, Follow, in_javascript, in_python
+from tests.push.official import BOARD, FOLLOW, PATH, Events, Follow
 from tests.push.views import publication
 from trueboard.devstack.ports import free_port
 
-BOARD = "board:main"
-PATH = "/connection/websocket"
 ASLEEP_S = 30.0
-FOLLOW = {"python": in_python, "javascript": in_javascript}
 
 
 class Board:

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 from tests.push.conftest import RunFeed, Running
-from tests.push.official import Follow, in_javascript, in_python
+from tests.push.official import BOARD, FOLLOW, PATH, Follow
 from tests.push.views import EPOCH, LATER_EPOCH, page, publication
 
-pytestmark = pytest.mark.parametrize("follow", [in_python, in_javascript], ids=["python", "javascript"])
-
-BOARD = "board:main"
+pytestmark = pytest.mark.parametrize("follow", FOLLOW.values(), ids=FOLLOW)
 
 
 def _url(running: Running) -> str:
-    return running.url + "/connection/websocket"
+    return running.url + PATH
 
 
 def _cut(running: Running) -> None:
