@@ -66,7 +66,8 @@ class Settings:
     """Least time between two frames to one reader."""
 
     tick_ms: float = 50.0
-    """Least time between two publications to one reader of a Centrifuge channel or a stream."""
+    """A reader of a Centrifuge channel or a stream is sent one publication at most in each tick of so long;
+    the ticks are the same for all."""
 
     stall_limit_s: float = 10.0
     """A reader whose socket takes nothing for longer is closed with 4410."""
