@@ -25,7 +25,7 @@ _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _STARTED = b"Kafka Server started"
 _ENDED_IN_ORDER = (0, 143, -15)
 _FOR_A_SHORT_LIFE = "-XX:TieredStopAtLevel=1"
-"""Without the JVM's optimizing compiler: half the CPU of a start, a tenth more under load."""
+"""Without the JVM's optimizing compiler: half the CPU of a start, more of it under load."""
 
 _PROPERTIES = """\
 process.roles=broker,controller
