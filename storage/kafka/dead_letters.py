@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
-from core import topics
+from core import events, topics
 from core.errors import Unavailable
+from core.times import format_us
+from storage.kafka.delivery import is_placed
 
 CONFIRM_S: Final = 10.0
 _DETAIL_BYTES: Final = 500
@@ -49,17 +52,19 @@ class DeadLetters:
             self._producer = Producer(self._conf)
         failed: list[str] = []
 
-        def confirmed(error: Any, _message: Any) -> None:
-            if error is not None:
-                failed.append(str(error))
+        def confirmed(error: Any, message: Any) -> None:
+            if error is not None or not is_placed(message):
+                failed.append(str(error or "no offset"))
 
         try:
             for letter in letters:
+                key = f"{letter.topic}-{letter.partition}-{letter.offset}"
                 self._producer.produce(
                     topics.DEAD.name,
-                    key=f"{letter.topic}-{letter.partition}-{letter.offset}",
+                    key=key,
                     value=letter.value,
                     headers=[
+                        *_event(key, letter.headers),
                         ("reason", letter.reason.encode()),
                         ("detail", letter.detail.encode()[:_DETAIL_BYTES].decode(errors="ignore").encode()),
                         ("origin_topic", letter.topic.encode()),
@@ -73,3 +78,11 @@ class DeadLetters:
         left = self._producer.flush(CONFIRM_S)
         if left or failed:
             raise Unavailable(f"Kafka has not confirmed the dead letters: {left} left, {failed[:1]}")
+
+
+def _event(event_id: str, original: Sequence[tuple[str, bytes | None]]) -> events.Headers:
+    """The headers of an event, in the trace of the record that is set aside; its value may be anything."""
+    trace = next((value for name, value in original if name == "traceparent" and value), None)
+    traceparent = events.derived_traceparent(event_id) if trace is None else trace.decode("ascii", "replace")
+    made = events.headers(topics.DEAD, event_id, format_us(time.time_ns() // 1000), traceparent)
+    return [*(one for one in made if one[0] != "content-type"), ("content-type", b"application/octet-stream")]

@@ -6,6 +6,8 @@ answer comes within `timeout_ms`, by the loop's own timer, also when the produce
 
 An `Unavailable` says that a record was not confirmed, not that it was not written: it may
 still reach the log. Whoever repeats it does so under the same action id.
+
+Only a report that names an offset confirms a record (`is_placed`).
 """
 
 from __future__ import annotations
@@ -27,9 +29,6 @@ from service import logs, metrics
 Headers = Sequence[tuple[str, bytes]]
 Item = tuple[bytes | None, bytes | None, Headers]
 """Key, value and headers of one record."""
-
-UNKNOWN_OFFSET: Final = -1
-"""Of a confirmed record the broker says only that it already has it."""
 
 _SWEEP_EVERY_S = 0.05
 _POLL_S = 0.1
@@ -70,7 +69,7 @@ class _Request:
         """By index whether its outcome is still to come."""
         self.outcomes = outcomes
         """By index; None where a single record is asked for."""
-        self.offset = UNKNOWN_OFFSET
+        self.offset = -1
 
     def report(self, error: KafkaError | None, message: Message) -> None:
         self.report_of(0, error, message)
@@ -163,7 +162,7 @@ class Delivery:
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
     ) -> asyncio.Future[int]:
-        """Hand over one record. The future gives its offset (or UNKNOWN_OFFSET), or raises Unavailable."""
+        """Hand over one record. The future gives its offset, or raises Unavailable."""
         request = self._begin(1, None)
         if request.left:
             self._produce(request, 0, request.report, topic, (key, value, headers))
@@ -231,10 +230,13 @@ class Delivery:
         request, index, error, message = report
         if error is None:
             line.failing_since_s = None
-            offset = message.offset()
-            if offset is not None and offset >= 0:
-                self._note(line, (message.topic(), message.partition()), offset)
-                request.offset = offset
+            if not is_placed(message):
+                self._say("record_without_offset", topic=message.topic(), partition=message.partition())
+                self._settle(request, index, _UNCONFIRMED)
+                return
+            offset: int = message.offset()
+            self._note(line, (message.topic(), message.partition()), offset)
+            request.offset = offset
             self._settle(request, index, None)
             return
         self._say("record_not_confirmed", topic=message.topic(), code=error.name(), detail=error.str())
@@ -454,6 +456,21 @@ class _Line:
     def _on_statistics(self, statistics: str) -> None:
         if not self.warm.is_set() and json.loads(statistics).get("eos", {}).get("idemp_state") == "Assigned":
             self.warm.set()
+
+
+def is_placed(message: Message) -> bool:
+    """Whether a report without an error says where the record stands; only then it is in the log.
+
+    librdkafka reports a record as delivered also when it was refused and a later one of its partition
+    was taken: a broker that keeps the order would not have taken that one. But of a producer that it has
+    nothing of in the partition yet, Kafka takes whatever comes first, and a producer has up to five
+    requests on their way. Such a report has no offset, like one that the broker already has the record.
+
+    Source: `rd_kafka_dr_implicit_ack` in
+    https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka_broker.c
+    """
+    offset = message.offset()
+    return offset is not None and offset >= 0
 
 
 def fatal_error(raised: BaseException) -> KafkaError | None:

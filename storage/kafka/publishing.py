@@ -244,6 +244,10 @@ class Publisher:
                 # Only failures call back: what counts is that flush leaves nothing and none failed.
                 "delivery.report.only.error": True,
                 "on_delivery": self._on_failure,
+                # Kafka keeps the order of several requests only from a producer it knows in the partition:
+                # of a new one it takes the second where it has refused the first, and the first is lost
+                # (`storage.kafka.delivery.is_placed`).
+                "max.in.flight.requests.per.connection": 1,
                 "log_level": 0,
                 **self._extra,
             }

@@ -27,7 +27,7 @@ from trueboard.devstack.kafka import memory
 TOPIC = "t"
 ANSWERED_WITHIN_S = 4.5
 PRODUCE = 0
-NOT_LEADER, MESSAGE_TOO_LARGE = 6, 10
+UNKNOWN_TOPIC, NOT_LEADER, TIMED_OUT, MESSAGE_TOO_LARGE = 3, 6, 7, 10
 OUT_OF_ORDER, DUPLICATE, INVALID_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 
 
@@ -461,12 +461,31 @@ async def test_a_lost_producer_id_is_fetched_again(delivery, memory_kafka, code)
     assert await delivery.send(TOPIC, b"k", b"v") >= 1
 
 
-async def test_a_record_the_broker_already_has_is_confirmed_without_an_offset(delivery, memory_kafka):
+async def test_a_record_of_which_no_offset_is_said_is_not_confirmed(delivery, memory_kafka):
     memory_kafka.fail_next(PRODUCE, DUPLICATE)
 
-    assert await delivery.send(TOPIC, b"k", b"v") == module.UNKNOWN_OFFSET
+    with pytest.raises(Unavailable):
+        await delivery.send(TOPIC, b"k", b"v")
     assert delivery.acknowledged == {}
     assert await delivery.send(TOPIC, b"k", b"v") >= 0
+
+
+@pytest.mark.parametrize("code", [NOT_LEADER, UNKNOWN_TOPIC, TIMED_OUT])
+async def test_a_record_that_was_refused_is_not_confirmed_by_the_next_one(delivery, memory_kafka, code):
+    """Kafka takes a new producer's second batch where it has refused the first, as a partition moves."""
+    memory_kafka.delay(1, 200)
+    memory_kafka.fail_next(PRODUCE, code)
+    first = delivery.send(TOPIC, b"k", b"first")
+    # The second is to leave in a request of its own while the first has no answer.
+    await asyncio.sleep(0.05)
+    second = delivery.send_many(TOPIC, [(b"k", b"second", ())])
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    memory_kafka.delay(1, 0)
+
+    found = {message.value() for message in await asyncio.to_thread(read_all, memory_kafka.bootstrap, 4, 1)}
+    assert found == {b"second"}
+    assert isinstance(outcomes[0], Unavailable)
+    assert outcomes[1] == [None]
 
 
 async def test_stopping_delivers_what_is_under_way(memory_kafka):

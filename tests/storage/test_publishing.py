@@ -408,6 +408,29 @@ def test_while_the_broker_is_away_nothing_is_skipped(subject, ledger, memory_kaf
     end(ledger, subject, publisher)
 
 
+def test_what_is_refused_is_sent_again_before_what_follows_it(subject, ledger, memory_kafka):
+    """Kafka takes a new producer's second batch where it has refused the first, as a partition moves."""
+    publisher = Publisher(
+        postgres_url=subject.url,
+        bootstrap=subject.bootstrap,
+        kind=subject.kind,
+        kafka={"batch.num.messages": 1},
+    )
+    ledger.grow(1, 60)
+    memory_kafka.delay(1, 20)
+    memory_kafka.fail_next(PRODUCE, KafkaError.NOT_LEADER_FOR_PARTITION, times=3)
+
+    settle(publisher)
+    publisher.close()
+
+    records = subject.reader.read()
+    in_order(records[topics.JUDGED.name])
+    with psycopg.connect(subject.url) as connection:
+        for name, table in ((topics.JUDGED.name, "ledger"), (topics.PLAYER.name, "players")):
+            (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+            assert len({record.event_id for record in records[name]}) == count
+
+
 def test_a_producer_that_failed_for_good_is_made_anew(subject, ledger, memory_kafka):
     """The broker no longer knows what this producer wrote last, as after it lost unconfirmed records."""
     publisher = subject.follower(ledger.hand)
