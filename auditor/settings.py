@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from service.settings import above_zero
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -24,5 +26,4 @@ class Settings:
     looks at Redis; pages are asked for half as often."""
 
     def __post_init__(self) -> None:
-        if self.audit_interval_s <= 0:
-            raise ValueError("audit_interval_s must be greater than 0")
+        above_zero(self, "audit_interval_s")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from service import keys
 from service.revocations import check_interval
+from service.settings import above_zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_interval(self.revocations_interval_s)
+        above_zero(
+            self,
+            "token_max_life_s",
+            "ingest_replicas",
+            "user_rate_per_s",
+            "user_burst",
+            "trusted_rate_per_s",
+            "address_rate_per_s",
+            "unauthenticated_rate_per_s",
+            "loopback_address_rate",
+            "marker_ttl_s",
+            "late_after_s",
+            "shed_after_s",
+        )
+        if self.max_late_s < 0 or self.max_early_s < 0:
+            raise ValueError("max_late_s and max_early_s must not be negative")
 
     @property
     def serves_page(self) -> bool:

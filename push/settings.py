@@ -7,6 +7,7 @@ from typing import Literal
 
 from service import keys
 from service.revocations import check_interval
+from service.settings import above_zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +85,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_interval(self.revocations_interval_s)
-        intervals = self.frame_gap_ms, self.compare_interval_s, self.ping_interval_s
-        if min(intervals) <= 0 or self.tick_ms < 0 or self.drain_s < 0:
-            raise ValueError("intervals must be greater than 0")
-        limits = (
-            self.max_sockets_per_address,
-            self.max_sockets_per_user,
-            self.max_sockets,
-            self.address_rate_per_s,
-            self.refused_rate_per_s,
-            self.loopback_address_rate,
-            self.loopback_max_sockets,
+        above_zero(
+            self,
+            "frame_gap_ms",
+            "compare_interval_s",
+            "ping_interval_s",
+            "max_sockets_per_address",
+            "max_sockets_per_user",
+            "max_sockets",
+            "address_rate_per_s",
+            "refused_rate_per_s",
+            "loopback_address_rate",
+            "loopback_max_sockets",
         )
-        if any(limit is not None and limit <= 0 for limit in limits):
-            raise ValueError("limits must be greater than 0")
+        if self.tick_ms < 0 or self.drain_s < 0:
+            raise ValueError("tick_ms and drain_s must not be negative")

@@ -95,6 +95,18 @@ def read_settings(cls: type[SettingsT], env: Mapping[str, str], *, data_dir: Pat
         raise SettingsError(f"settings cannot be read: {error}") from error
 
 
+def above_zero(settings: object, *names: str) -> None:
+    """For a class's `__post_init__`: fields that mean nothing at 0 or below it. None is let pass.
+
+    Raises:
+        ValueError: it names each of them that is not.
+    """
+    values = {name: getattr(settings, name) for name in names}
+    wrong = [_variable(name) for name, value in values.items() if value is not None and value <= 0]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} must be greater than 0")
+
+
 def describe(settings: object, env: Mapping[str, str], *, data_dir: Path | None = None) -> list[Setting]:
     """Every field of `settings` with where its value came from, in the class's order.
 

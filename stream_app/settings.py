@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.settings import DEFAULT_DATA
+from service.settings import DEFAULT_DATA, above_zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,3 +62,18 @@ class Settings:
 
     stuck_s: float = 60.0
     """A worker with lag that finishes nothing for so long exits."""
+
+    def __post_init__(self) -> None:
+        above_zero(
+            self,
+            "session_timeout_s",
+            "reconcile_interval_s",
+            "people_at_hand",
+            "recent_at_hand",
+            "batch_actions",
+            "dead_letters_in_a_row",
+            "defects_in_a_row",
+            "stuck_s",
+        )
+        if self.max_late_s < 0 or self.max_early_s < 0:
+            raise ValueError("max_late_s and max_early_s must not be negative")

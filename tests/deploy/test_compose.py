@@ -18,7 +18,7 @@ from tests.deploy.files import ROOT, SETTINGS, Missing, compose, compose_as_writ
 from tests.devstack import containers
 from trueboard.devstack.kafka.jars import kafka_version
 
-SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD")
+SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "TRUEBOARD_ERASURE_SECRET")
 OURS = ("setup", "ingest", "stream_app", "push", "auditor")
 
 
@@ -72,6 +72,20 @@ def test_a_service_can_read_its_settings_from_what_it_is_given(
     read_settings(settings, service["environment"], data_dir=tmp_path)
 
     assert given <= {field.name for field in fields(settings)}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_who_keeps_hashes_of_erased_people_is_given_the_key_that_stays(name: str, services: dict[str, Any]):
+    service = services[name]
+    keeps = "erasure_secret" in {field.name for field in fields(SETTINGS[tuple(service["command"])])}
+
+    assert service["environment"].get("TRUEBOARD_ERASURE_SECRET") == ("1f2e3d" if keeps else None)
+
+
+def test_the_schedule_of_the_comparison_is_set_in_env(env: dict[str, str]):
+    said = compose(env | {"TRUEBOARD_RECONCILE_INTERVAL_S": "60"})["services"]["stream_app"]["environment"]
+
+    assert said["TRUEBOARD_RECONCILE_INTERVAL_S"] == "60"
 
 
 def test_services_meet_at_the_servers_of_this_file(services: dict[str, Any]):

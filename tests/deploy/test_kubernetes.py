@@ -35,8 +35,8 @@ CUSTOM = {
 }
 OURS = ("ingest", "push", "stream-app", "auditor", "setup")
 NOT_SETTINGS = {"VALKEY_PASSWORD", "PGSSLMODE"}
-MADE_ELSEWHERE = {"trueboard-identity", "trueboard-valkey", "trueboard-postgres-app"}
-"""By whoever deploys (the first two) and by CloudNativePG."""
+MADE_ELSEWHERE = {"trueboard-identity", "trueboard-valkey", "trueboard-erasure", "trueboard-postgres-app"}
+"""By whoever deploys, and the last by CloudNativePG."""
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -112,6 +112,18 @@ def test_a_container_can_read_its_settings_from_what_it_is_given(
         assert read.redis_url == "redis://:given@valkey:6379/0"
     own = {entry["name"] for entry in container["env"]} - NOT_SETTINGS
     assert {variable.removeprefix(PREFIX).lower() for variable in own} <= _names(settings)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("setting", ["erasure_secret", "trusted_proxies"])
+def test_what_only_the_deployment_knows_is_given_to_all_who_have_it(
+    name: str, setting: str, resources: list[Resource]
+):
+    (container,) = pods(resources)[name]["containers"]
+    env = environment(container, resources)
+
+    has = setting in _names(SETTINGS[tuple(container["args"])])
+    assert (PREFIX + setting.upper() in env) == has
 
 
 def test_every_variable_that_all_are_told_is_a_setting_of_one(resources: list[Resource]):

@@ -6,8 +6,12 @@ from typing import Literal
 
 import pytest
 
+from auditor.settings import Settings as AuditorSettings
 from core.errors import TrueboardError
+from ingest.settings import Settings as IngestSettings
+from push.settings import Settings as PushSettings
 from service.settings import SettingsError, describe, read_settings
+from stream_app.settings import Settings as StreamSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,27 @@ def test_the_class_may_refuse_by_itself():
 
     with pytest.raises(SettingsError, match="replicas must be at least 1"):
         read_settings(Narrow, {"TRUEBOARD_REPLICAS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        (IngestSettings, "USER_RATE_PER_S"),
+        (IngestSettings, "LOOPBACK_ADDRESS_RATE"),
+        (PushSettings, "PING_INTERVAL_S"),
+        (StreamSettings, "RECONCILE_INTERVAL_S"),
+        (StreamSettings, "BATCH_ACTIONS"),
+        (AuditorSettings, "AUDIT_INTERVAL_S"),
+    ],
+)
+@pytest.mark.parametrize("text", ["0", "-1"])
+def test_a_service_refuses_what_means_nothing_at_0(settings, variable, text):
+    needed = ("KAFKA", "REDIS_URL", "POSTGRES_URL", "JWKS", "HTTP_URL", "FEED_URL")
+    env = {f"TRUEBOARD_{name}": "somewhere" for name in needed}
+    read_settings(settings, env)
+
+    with pytest.raises(SettingsError, match=f"TRUEBOARD_{variable} must be greater than 0"):
+        read_settings(settings, env | {f"TRUEBOARD_{variable}": text})
 
 
 def test_a_description_masks_what_is_secret_and_says_where_each_value_is_from(tmp_path):
