@@ -418,6 +418,7 @@ class Stack:
             "TOKEN_MAX_LIFE_S": str(settings.token_max_life_s),
             "LOOPBACK_ADDRESS_RATE": str(settings.loopback_address_rate),
             "LOOPBACK_MAX_SOCKETS": str(settings.loopback_max_sockets),
+            "MAX_SOCKETS_PER_USER": str(settings.max_sockets_per_user),
         }
         return {
             **os.environ,

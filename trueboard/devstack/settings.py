@@ -36,6 +36,9 @@ class StackSettings:
     token_max_life_s: int = 86_400
 
     loopback_max_sockets: int = 20_000
+    max_sockets_per_user: int = 20_000
+    """Sockets that one user may have open here, where one token may stand for many watchers."""
+
     loopback_address_rate: int = 100_000
     """Requests a second from one loopback address: here many users share one."""
 
