@@ -160,7 +160,10 @@ class Submitting:
                 else:
                     repeats.append((index, before))
             elif marker.fingerprint != record.fingerprint:
-                answers[index] = id_reused(record.action_id)
+                try:
+                    answers[index] = await self._other_body(record)
+                except Refused as refused:
+                    answers[index] = refused
             else:
                 known = _as_marked(record, marker)
                 answers[index] = Outcome(known, replayed=True)
@@ -212,7 +215,7 @@ class Submitting:
 
     async def _repeat(self, record: SubmittedRecord, marker: Marker, trace: Trace, wait_s: float) -> Outcome:
         if marker.fingerprint != record.fingerprint:
-            raise id_reused(record.action_id)
+            return await self._other_body(record, waited=wait_s > 0)
         known = _as_marked(record, marker)
         judged = await self.judged(record.user_id, record.action_id)
         if judged is None and _age_s(marker, self._clock_us()) > PUBLISH_AGAIN_AFTER_S:
@@ -223,6 +226,19 @@ class Submitting:
             judged = await self._wait_for_repeat(record, wait_s)
         if judged is None:
             return Outcome(known, replayed=True, waited=waited)
+        return await self._settled(record, judged, replayed=True, waited=waited)
+
+    async def _other_body(self, record: SubmittedRecord, *, waited: bool = False) -> Outcome:
+        """The marker knows the action with another body. The one that counts is the ledger's.
+
+        It may be this one: where a marker was lost, whoever came next with another body left theirs.
+
+        Raises:
+            Refused: 409 `id_reused`.
+        """
+        judged = await self.judged(record.user_id, record.action_id)
+        if judged is None:
+            raise id_reused(record.action_id)
         return await self._settled(record, judged, replayed=True, waited=waited)
 
     async def _wait_for_repeat(self, record: SubmittedRecord, wait_s: float) -> Judged | None:
@@ -291,7 +307,7 @@ class Submitting:
         user = record.user_id.encode()
         headers = [
             _CE_VERSION,
-            ("ce_id", user + b":" + record.action_id.encode()),
+            ("ce_id", user + b"/" + record.action_id.encode()),
             _CE_SOURCE,
             _CE_TYPE,
             ("ce_time", record.received_at.encode()),

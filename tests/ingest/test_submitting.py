@@ -36,7 +36,7 @@ async def test_what_is_published_is_a_cloud_event_with_its_trace(world: World, a
 
     assert record.topic == "leaderboard.action.submitted.v1"
     assert record.key == b"ann"
-    assert record.headers["ce_id"] == b"ann:a"
+    assert record.headers["ce_id"] == b"ann/a"
     assert record.headers["ce_specversion"] == b"1.0"
     assert record.headers["ce_type"] == b"leaderboard.action.submitted.v1"
     assert record.headers["ce_time"] == at(0).encode()
@@ -132,6 +132,25 @@ async def test_a_marker_that_says_otherwise_than_the_ledger_is_set_right(world: 
     assert refused.status_code == 409
     assert right == Marker(fingerprint("commit", None, None), "commit", at(0))
     assert repeated.json()["replayed"] is True
+
+
+async def test_the_body_that_counts_is_known_again_behind_a_marker_of_another(world: World, ann: str) -> None:
+    """The first marker was lost, and then came another body under the same id."""
+    await submit(world, ann)
+    other = Marker(fingerprint("level_complete", None, None), "level_complete", at(1))
+    world.markers.held["ann", "a"] = other
+    one = await submit(world, ann)
+    world.markers.held["ann", "a"] = other
+    actions = [{"action_id": "a", "type": "commit"}]
+    many = await world.client.post(f"{OWN}/batch", json={"actions": actions}, headers=bearer(ann))
+    refused = await submit(world, ann, type="level_complete")
+    right = world.markers.held["ann", "a"]
+
+    assert (one.status_code, one.json()["replayed"], one.json()["received_at"]) == (202, True, at(0))
+    assert [answer["receipt"]["replayed"] for answer in many.json()["results"]] == [True]
+    assert refused.status_code == 409
+    assert right == Marker(fingerprint("commit", None, None), "commit", at(0))
+    assert len(world.records) == 1
 
 
 async def test_no_marker_is_left_of_what_was_not_confirmed(world: World, ann: str) -> None:
