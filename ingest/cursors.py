@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from core.errors import Refused
+from core.ids import EPOCH
 from core.ranking import KEY_BYTES, read_member
 from core.times import HIGHEST_US, LOWEST_US
 from core.words import SCORE_MAX, USER_ID
@@ -61,7 +62,7 @@ def read(text: str, period: str) -> Cursor:
     whole = len(cursor.member) > KEY_BYTES and USER_ID.fullmatch(user_id) is not None
     if not whole or cursor.period != period or cursor.rank < 1 or cursor.revision < 0 or cursor.count < 0:
         raise _no_cursor()
-    if max(cursor.rank, cursor.revision, cursor.count) >= 1 << 63 or len(cursor.epoch) > 64:
+    if max(cursor.rank, cursor.revision, cursor.count) >= 1 << 63 or EPOCH.fullmatch(cursor.epoch) is None:
         raise _no_cursor()
     _, score, reached_at_us = read_member(cursor.member)
     if abs(score) > SCORE_MAX or not LOWEST_US <= reached_at_us <= HIGHEST_US:

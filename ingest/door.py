@@ -120,6 +120,7 @@ class Door:
             request = self._request(scope, receive)
             endpoint = endpoints.get(scope["method"])
             if endpoint is None:
+                request.shape = next(iter(endpoints.values())).shape
                 await self._send(request, self.refused(request, _method_not_allowed(route)), template, send)
                 return
             request.contract, request.shape = endpoint.contract, endpoint.shape
@@ -211,7 +212,8 @@ class Door:
         headers = [*reply.headers, *request.extra]
         if reply.content_type is not None:
             headers.append((b"content-type", reply.content_type))
-        headers.append((b"content-length", b"%d" % len(reply.body)))
+        if reply.status != 304:
+            headers.append((b"content-length", b"%d" % len(reply.body)))
         headers.append(_NO_SNIFF)
         if not reply.cacheable:
             headers.append(_NO_STORE)

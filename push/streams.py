@@ -158,7 +158,10 @@ class Streams:
 
 
 def _period(board: str, query: bytes) -> tuple[str, boards.Watched]:
-    windows = parse_qs(query.decode("latin-1"), max_num_fields=16).get("window", [None])
+    try:
+        windows = parse_qs(query.decode("latin-1"), max_num_fields=16).get("window", [None])
+    except ValueError:
+        raise Refused("invalid_field", "The query has too many fields.") from None
     found = boards.find(board, windows[0]) if len(windows) == 1 else None
     if found is None:
         raise Refused("not_found", "There is no such board or window.", status_code=404)

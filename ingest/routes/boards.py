@@ -83,7 +83,10 @@ class BoardRoutes:
             cursor = cursors.read(after, period)
             position, count, began_s = (cursor.epoch, cursor.revision), cursor.count, cursor.began_s
             if at_least is not None and position < at_least:
-                raise _expired()
+                # What the period showed then may hold at that revision too.
+                present = await self._boards.page(period, limit=1, at_least=at_least)
+                if (present.epoch, present.revision) != position:
+                    raise _expired()
             entries = await self._later_page(cursor, limit)
             self._allow(board, claims)
         headers = _headers(position)

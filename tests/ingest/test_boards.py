@@ -151,6 +151,7 @@ def test_a_cursor_of_another_window_or_altered_is_refused() -> None:
         Cursor("main:all-time", EPOCH, 1 << 64 - 1, 10, 3, good.member, 1),
         Cursor("main:all-time", EPOCH, 5, 10, 3, member(7, 1 << 62, "ann"), 1),
         Cursor("main:all-time", EPOCH, 5, 10, 3, member(7, NOW_US, "no user"), 1),
+        Cursor("main:all-time", "\0" + EPOCH[1:], 5, 10, 3, good.member, 1),
     ]
     text = cursors.write(good)
 
@@ -167,6 +168,7 @@ async def test_what_the_client_has_is_not_sent_again(world: World, tag: str) -> 
     reply = await world.client.get(STANDINGS, headers={"if-none-match": tag.format(e=EPOCH)})
 
     assert (reply.status_code, reply.content) == (304, b"")
+    assert "content-length" not in reply.headers
     assert reply.headers["etag"] == f'"{EPOCH}-1"'
 
 

@@ -137,6 +137,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments(run_feed: RunFeed) -> No
         ("GET", f"{PATH}?window=last-24h", 404, "not_found"),
         ("GET", f"{PATH}?window=all-time&window=all-time", 404, "not_found"),
         ("POST", PATH, 405, "method_not_allowed"),
+        ("GET", PATH + "?" + "&".join("a=1" for _ in range(17)), 400, "invalid_field"),
         ("HEAD", PATH, 405, None),
         ("OPTIONS", PATH, 405, "method_not_allowed"),
     ],
