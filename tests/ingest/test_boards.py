@@ -89,6 +89,19 @@ async def test_a_page_is_held_for_five_minutes_and_within_its_history(world: Wor
     assert (other_history.status_code, other_history.json()["code"]) == (410, "page_expired")
 
 
+async def test_a_later_page_holds_at_a_revision_at_which_the_period_did_not_move(world: World) -> None:
+    fill(world, 12)
+    world.stream.past[1] = world.stream.entries()
+    world.stream.revision = 2
+    first = (await world.client.get(f"{STANDINGS}?limit=5&at_least={EPOCH}-2")).json()
+    held = await world.client.get(f"{STANDINGS}?limit=5&at_least={EPOCH}-2&after={first['next']}")
+    world.stream.changed_at = 2
+    moved = await world.client.get(f"{STANDINGS}?limit=5&at_least={EPOCH}-2&after={first['next']}")
+
+    assert (first["revision"], held.status_code, held.json()["revision"]) == (1, 200, 1)
+    assert (moved.status_code, moved.json()["code"]) == (410, "page_expired")
+
+
 @pytest.mark.parametrize(
     "query",
     [
