@@ -150,6 +150,7 @@ class Submitting:
         answers: list[Outcome | Refused | Unavailable | None] = [None] * len(records)
         first: dict[tuple[str, str], int] = {}
         repeats: list[tuple[int, int]] = []
+        others: list[int] = []
         sending: list[tuple[int, SubmittedRecord, bool]] = []
         now_us = self._clock_us()
         for index, (record, marker) in enumerate(zip(records, markers, strict=True)):
@@ -160,17 +161,17 @@ class Submitting:
                 else:
                     repeats.append((index, before))
             elif marker.fingerprint != record.fingerprint:
-                try:
-                    answers[index] = await self._other_body(record)
-                except Refused as refused:
-                    answers[index] = refused
+                others.append(index)
             else:
                 known = _as_marked(record, marker)
                 answers[index] = Outcome(known, replayed=True)
                 if before == index and _age_s(marker, now_us) > PUBLISH_AGAIN_AFTER_S:
                     # Cheaper than to ask the ledger for each; what was judged is not judged again.
                     sending.append((index, known, True))
+        known_again = asyncio.gather(*(self._other_body_of_many(records[index]) for index in others))
         await self._send_many(sending, answers, trace)
+        for index, answer in zip(others, await known_again, strict=True):
+            answers[index] = answer
         for index, before in repeats:
             answers[index] = _repeat_of(records[index], records[before], answers[before])
         return [answer for answer in answers if answer is not None]
@@ -240,6 +241,12 @@ class Submitting:
         if judged is None:
             raise id_reused(record.action_id)
         return await self._settled(record, judged, replayed=True, waited=waited)
+
+    async def _other_body_of_many(self, record: SubmittedRecord) -> Outcome | Refused:
+        try:
+            return await self._other_body(record)
+        except Refused as refused:
+            return refused
 
     async def _wait_for_repeat(self, record: SubmittedRecord, wait_s: float) -> Judged | None:
         """The stream answers whoever sent the record, so a repeat looks into the ledger too."""
