@@ -466,8 +466,8 @@ def is_placed(message: Message) -> bool:
     nothing of in the partition yet, Kafka takes whatever comes first, and a producer has up to five
     requests on their way. Such a report has no offset, like one that the broker already has the record.
 
-    Source: `rd_kafka_dr_implicit_ack` in
-    https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka_broker.c
+    Source: https://github.com/confluentinc/confluent-kafka-go/issues/921, and `rd_kafka_dr_implicit_ack`
+    in https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka_broker.c
     """
     offset = message.offset()
     return offset is not None and offset >= 0
