@@ -56,7 +56,7 @@ def record(user_id: str, action_id: str, at_us: int) -> tuple[bytes, bytes, list
     )
     headers = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", user + b":" + action_id.encode()),
+        ("ce_id", user + b"/" + action_id.encode()),
         ("ce_source", b"/ingest"),
         ("ce_type", SUBMITTED.name.encode()),
         ("ce_time", submitted.received_at.encode()),

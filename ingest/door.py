@@ -120,7 +120,6 @@ class Door:
             request = self._request(scope, receive)
             endpoint = endpoints.get(scope["method"])
             if endpoint is None:
-                request.shape = next(iter(endpoints.values())).shape
                 await self._send(request, self.refused(request, _method_not_allowed(route)), template, send)
                 return
             request.contract, request.shape = endpoint.contract, endpoint.shape

@@ -84,11 +84,3 @@ async def test_a_defect_is_told_in_the_call_s_own_shape(
 
     assert told(reply, call) == (500, "internal")
     assert "secret" not in reply.text
-
-
-@pytest.mark.parametrize("call", ["S0", "S1", "S2"])
-async def test_another_method_is_told_in_the_call_s_own_shape(world: World, call: str) -> None:
-    reply = await world.client.delete(CALLS[call][0])
-
-    assert told(reply, call) == (405, "method_not_allowed")
-    assert reply.headers["allow"] == "POST"
