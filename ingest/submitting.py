@@ -150,7 +150,7 @@ class Submitting:
         answers: list[Outcome | Refused | Unavailable | None] = [None] * len(records)
         first: dict[tuple[str, str], int] = {}
         repeats: list[tuple[int, int]] = []
-        others: list[int] = []
+        others: list[tuple[int, Marker]] = []
         sending: list[tuple[int, SubmittedRecord, bool]] = []
         now_us = self._clock_us()
         for index, (record, marker) in enumerate(zip(records, markers, strict=True)):
@@ -161,16 +161,18 @@ class Submitting:
                 else:
                     repeats.append((index, before))
             elif marker.fingerprint != record.fingerprint:
-                others.append(index)
+                others.append((index, marker))
             else:
                 known = _as_marked(record, marker)
                 answers[index] = Outcome(known, replayed=True)
                 if before == index and _age_s(marker, now_us) > PUBLISH_AGAIN_AFTER_S:
                     # Cheaper than to ask the ledger for each; what was judged is not judged again.
                     sending.append((index, known, True))
-        known_again = asyncio.gather(*(self._other_body_of_many(records[index]) for index in others))
+        looked_up = asyncio.gather(
+            *(self._other_body(records[index], marker, trace) for index, marker in others)
+        )
         await self._send_many(sending, answers, trace)
-        for index, answer in zip(others, await known_again, strict=True):
+        for (index, _), answer in zip(others, await looked_up, strict=True):
             answers[index] = answer
         for index, before in repeats:
             answers[index] = _repeat_of(records[index], records[before], answers[before])
@@ -215,10 +217,12 @@ class Submitting:
         )
 
     async def _repeat(self, record: SubmittedRecord, marker: Marker, trace: Trace, wait_s: float) -> Outcome:
-        if marker.fingerprint != record.fingerprint:
-            return await self._other_body(record, waited=wait_s > 0)
-        known = _as_marked(record, marker)
         judged = await self.judged(record.user_id, record.action_id)
+        # The body that counts is the ledger's, which may be this one: where a marker was lost, whoever
+        # came next with another body left theirs.
+        if judged is None and marker.fingerprint != record.fingerprint:
+            raise id_reused(record.action_id)
+        known = _as_marked(record, marker)
         if judged is None and _age_s(marker, self._clock_us()) > PUBLISH_AGAIN_AFTER_S:
             self._backlog.check()
             await self._publish(known, trace, reply=False)
@@ -229,22 +233,10 @@ class Submitting:
             return Outcome(known, replayed=True, waited=waited)
         return await self._settled(record, judged, replayed=True, waited=waited)
 
-    async def _other_body(self, record: SubmittedRecord, *, waited: bool = False) -> Outcome:
-        """The marker knows the action with another body. The one that counts is the ledger's.
-
-        It may be this one: where a marker was lost, whoever came next with another body left theirs.
-
-        Raises:
-            Refused: 409 `id_reused`.
-        """
-        judged = await self.judged(record.user_id, record.action_id)
-        if judged is None:
-            raise id_reused(record.action_id)
-        return await self._settled(record, judged, replayed=True, waited=waited)
-
-    async def _other_body_of_many(self, record: SubmittedRecord) -> Outcome | Refused:
+    async def _other_body(self, record: SubmittedRecord, marker: Marker, trace: Trace) -> Outcome | Refused:
+        """One of a batch whose marker knows another body."""
         try:
-            return await self._other_body(record)
+            return await self._repeat(record, marker, trace, 0.0)
         except Refused as refused:
             return refused
 
