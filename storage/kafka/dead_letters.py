@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException, Producer
 from core import events, topics
 from core.errors import Unavailable
 from core.times import format_us
-from storage.kafka.delivery import is_placed
+from storage.kafka.delivery import offset_of
 
 CONFIRM_S: Final = 10.0
 _DETAIL_BYTES: Final = 500
@@ -53,7 +53,7 @@ class DeadLetters:
         failed: list[str] = []
 
         def confirmed(error: Any, message: Any) -> None:
-            if error is not None or not is_placed(message):
+            if error is not None or offset_of(message) is None:
                 failed.append(str(error or "no offset"))
 
         try:

@@ -7,7 +7,7 @@ answer comes within `timeout_ms`, by the loop's own timer, also when the produce
 An `Unavailable` says that a record was not confirmed, not that it was not written: it may
 still reach the log. Whoever repeats it does so under the same action id.
 
-Only a report that names an offset confirms a record (`is_placed`).
+Only a report that names an offset confirms a record (`offset_of`).
 """
 
 from __future__ import annotations
@@ -230,11 +230,11 @@ class Delivery:
         request, index, error, message = report
         if error is None:
             line.failing_since_s = None
-            if not is_placed(message):
+            offset = offset_of(message)
+            if offset is None:
                 self._say("record_without_offset", topic=message.topic(), partition=message.partition())
                 self._settle(request, index, _UNCONFIRMED)
                 return
-            offset: int = message.offset()
             self._note(line, (message.topic(), message.partition()), offset)
             request.offset = offset
             self._settle(request, index, None)
@@ -458,8 +458,8 @@ class _Line:
             self.warm.set()
 
 
-def is_placed(message: Message) -> bool:
-    """Whether a report without an error says where the record stands; only then it is in the log.
+def offset_of(message: Message) -> int | None:
+    """Where a record stands, by its report without an error; only one that says so is in the log.
 
     librdkafka reports a record as delivered also when it was refused and a later one of its partition
     was taken: a broker that keeps the order would not have taken that one. But of a producer that it has
@@ -469,8 +469,8 @@ def is_placed(message: Message) -> bool:
     Source: https://github.com/confluentinc/confluent-kafka-go/issues/921, and `rd_kafka_dr_implicit_ack`
     in https://github.com/confluentinc/librdkafka/blob/master/src/rdkafka_broker.c
     """
-    offset = message.offset()
-    return offset is not None and offset >= 0
+    offset: int | None = message.offset()
+    return offset if offset is not None and offset >= 0 else None
 
 
 def fatal_error(raised: BaseException) -> KafkaError | None:

@@ -246,7 +246,7 @@ class Publisher:
                 "on_delivery": self._on_failure,
                 # Kafka keeps the order of several requests only from a producer it knows in the partition:
                 # of a new one it takes the second where it has refused the first, and the first is lost
-                # (`storage.kafka.delivery.is_placed`).
+                # (`storage.kafka.delivery.offset_of`).
                 "max.in.flight.requests.per.connection": 1,
                 "log_level": 0,
                 **self._extra,
