@@ -17,10 +17,11 @@ import msgspec
 from core.ranking import Entry
 from core.receipts import Reason
 from core.times import format_us
-from core.topics import Topic
+from core.topics import DEAD, Topic
 
 SOURCE: Final = b"/trueboard"
 _JSON: Final = b"application/json"
+_BYTES: Final = b"application/octet-stream"
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
 
@@ -131,7 +132,8 @@ def _fixed(topic_name: str) -> tuple[tuple[str, bytes], ...]:
         ("ce_specversion", b"1.0"),
         ("ce_source", SOURCE),
         ("ce_type", topic_name.encode()),
-        ("content-type", _JSON),
+        # The original bytes of a dead letter may be anything.
+        ("content-type", _BYTES if topic_name == DEAD.name else _JSON),
     )
 
 

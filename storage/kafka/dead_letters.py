@@ -81,8 +81,7 @@ class DeadLetters:
 
 
 def _event(event_id: str, original: Sequence[tuple[str, bytes | None]]) -> events.Headers:
-    """The headers of an event, in the trace of the record that is set aside; its value may be anything."""
+    """The headers of an event, in the trace of the record that is set aside."""
     trace = next((value for name, value in original if name == "traceparent" and value), None)
     traceparent = events.derived_traceparent(event_id) if trace is None else trace.decode("ascii", "replace")
-    made = events.headers(topics.DEAD, event_id, format_us(time.time_ns() // 1000), traceparent)
-    return [*(one for one in made if one[0] != "content-type"), ("content-type", b"application/octet-stream")]
+    return events.headers(topics.DEAD, event_id, format_us(time.time_ns() // 1000), traceparent)

@@ -10,12 +10,11 @@ from core.errors import Unavailable
 from storage.kafka.dead_letters import DeadLetters
 from stream_app.intake import DeadLetter
 from tests.storage.reading_topics import Reader
+from trueboard.devstack.kafka.memory import PRODUCE
 
-PRODUCE = 0
 
-
-def letter(offset: int) -> DeadLetter:
-    return DeadLetter(topics.SUBMITTED.name, 0, offset, b"k", b"{", (), "unreadable", "no JSON")
+def letter(offset: int, *headers: tuple[str, bytes]) -> DeadLetter:
+    return DeadLetter(topics.SUBMITTED.name, 0, offset, b"k", b"{", headers, "unreadable", "no JSON")
 
 
 def test_a_letter_that_was_refused_is_not_confirmed_by_the_next_one(memory_kafka):
@@ -34,3 +33,23 @@ def test_a_letter_that_was_refused_is_not_confirmed_by_the_next_one(memory_kafka
     offsets = {dict(record.headers)["origin_offset"] for record in reader.read()[topics.DEAD.name]}
     reader.close()
     assert offsets == {b"1", b"2"}
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_letter_is_an_event_in_the_trace_of_its_record(memory_kafka, traced):
+    memory_kafka.make_topic(topics.DEAD.name, 1)
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    sender = DeadLetters(memory_kafka.bootstrap)
+    reader = Reader(memory_kafka.bootstrap, topics.DEAD.name)
+    sender.send([letter(7, *([("traceparent", trace)] if traced else []))])
+    (record,) = reader.read()[topics.DEAD.name]
+    reader.close()
+    headers = dict(record.headers)
+
+    assert record.key == record.event_id == f"{topics.SUBMITTED.name}-0-7"
+    assert (headers["ce_type"], headers["content-type"]) == (
+        topics.DEAD.name.encode(),
+        b"application/octet-stream",
+    )
+    assert (headers["traceparent"] == trace) == traced
+    assert (headers["reason"], headers["detail"]) == (b"unreadable", b"no JSON")

@@ -23,10 +23,10 @@ from storage.kafka import delivery as module
 from storage.kafka.delivery import Delivery
 from storage.kafka.topics import declare
 from trueboard.devstack.kafka import memory
+from trueboard.devstack.kafka.memory import PRODUCE
 
 TOPIC = "t"
 ANSWERED_WITHIN_S = 4.5
-PRODUCE = 0
 UNKNOWN_TOPIC, NOT_LEADER, TIMED_OUT, MESSAGE_TOO_LARGE = 3, 6, 7, 10
 OUT_OF_ORDER, DUPLICATE, INVALID_EPOCH, UNKNOWN_PRODUCER = 45, 46, 47, 59
 

@@ -35,11 +35,9 @@ from tests.storage.followers_conformance import (
 )
 from tests.storage.reading_topics import Reader, Record
 from tests.stream_app.world import NOW_US, submitted
+from trueboard.devstack.kafka.memory import PRODUCE
 
 pytestmark = pytest.mark.services
-
-PRODUCE = 0
-"""Kafka's number of the request."""
 
 FOLLOWED = (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED)
 
@@ -53,8 +51,8 @@ class TopicsSubject(Subject):
         self._publishers: list[Publisher] = []
         self.reader = Reader(bootstrap)
 
-    def follower(self, hand: Hand | None = None) -> Publisher:
-        given: dict[str, Any] = {} if hand is None else {"in_hand": hand.content}
+    def follower(self, hand: Hand | None = None, **given: Any) -> Publisher:
+        given |= {} if hand is None else {"in_hand": hand.content}
         made = Publisher(postgres_url=self.url, bootstrap=self.bootstrap, kind=self.kind, **given)
         self._publishers.append(made)
         return made
@@ -410,18 +408,12 @@ def test_while_the_broker_is_away_nothing_is_skipped(subject, ledger, memory_kaf
 
 def test_what_is_refused_is_sent_again_before_what_follows_it(subject, ledger, memory_kafka):
     """Kafka takes a new producer's second batch where it has refused the first, as a partition moves."""
-    publisher = Publisher(
-        postgres_url=subject.url,
-        bootstrap=subject.bootstrap,
-        kind=subject.kind,
-        kafka={"batch.num.messages": 1},
-    )
+    publisher = subject.follower(kafka={"batch.num.messages": 1})
     ledger.grow(1, 60)
     memory_kafka.delay(1, 20)
     memory_kafka.fail_next(PRODUCE, KafkaError.NOT_LEADER_FOR_PARTITION, times=3)
 
     settle(publisher)
-    publisher.close()
 
     records = subject.reader.read()
     in_order(records[topics.JUDGED.name])

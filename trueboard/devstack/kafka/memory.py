@@ -26,6 +26,9 @@ from trueboard.devstack.errors import CannotStart
 from trueboard.devstack.processes import Launch, Workbench
 from trueboard.devstack.program import Base
 
+PRODUCE = 0
+"""Kafka's number of the request that writes records, for `MockCluster.fail_next`."""
+
 _PRODUCER = 0
 
 
@@ -102,7 +105,7 @@ class MockCluster:
         self._library.rd_kafka_mock_broker_set_rtt(self._cluster, broker, round_trip_ms)
 
     def fail_next(self, api_key: int, error: int, *, times: int = 1) -> None:
-        """Answer the next requests of one kind (0 Produce, 1 Fetch …) with a protocol error code."""
+        """Answer the next requests of one kind (`PRODUCE`, 1 Fetch …) with a protocol error code."""
         errors = (ctypes.c_int * times)(*[error] * times)
         self._library.rd_kafka_mock_push_request_errors_array(self._cluster, api_key, times, errors)
 
