@@ -7,7 +7,7 @@ from typing import Literal
 
 from service import keys
 from service.revocations import check_interval
-from service.settings import above_zero
+from service.settings import above_zero, not_negative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,7 @@ class Settings:
             "late_after_s",
             "shed_after_s",
         )
-        if self.max_late_s < 0 or self.max_early_s < 0:
-            raise ValueError("max_late_s and max_early_s must not be negative")
+        not_negative(self, "max_late_s", "max_early_s")
 
     @property
     def serves_page(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from service import keys
 from service.revocations import check_interval
-from service.settings import above_zero
+from service.settings import above_zero, not_negative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,5 +98,4 @@ class Settings:
             "loopback_address_rate",
             "loopback_max_sockets",
         )
-        if self.tick_ms < 0 or self.drain_s < 0:
-            raise ValueError("tick_ms and drain_s must not be negative")
+        not_negative(self, "tick_ms", "drain_s")

@@ -12,7 +12,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -101,10 +101,19 @@ def above_zero(settings: object, *names: str) -> None:
     Raises:
         ValueError: it names each of them that is not.
     """
+    _all_are(settings, names, lambda value: value > 0, "must be greater than 0")
+
+
+def not_negative(settings: object, *names: str) -> None:
+    """As `above_zero`, of fields that may be 0."""
+    _all_are(settings, names, lambda value: value >= 0, "must not be negative")
+
+
+def _all_are(settings: object, names: Sequence[str], good: Callable[[float], bool], must: str) -> None:
     values = {name: getattr(settings, name) for name in names}
-    wrong = [_variable(name) for name, value in values.items() if value is not None and value <= 0]
+    wrong = [_variable(name) for name, value in values.items() if value is not None and not good(value)]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} must be greater than 0")
+        raise ValueError(f"{', '.join(wrong)} {must}")
 
 
 def describe(settings: object, env: Mapping[str, str], *, data_dir: Path | None = None) -> list[Setting]:

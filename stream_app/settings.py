@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.settings import DEFAULT_DATA, above_zero
+from service.settings import DEFAULT_DATA, above_zero, not_negative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,5 +75,4 @@ class Settings:
             "defects_in_a_row",
             "stuck_s",
         )
-        if self.max_late_s < 0 or self.max_early_s < 0:
-            raise ValueError("max_late_s and max_early_s must not be negative")
+        not_negative(self, "max_late_s", "max_early_s")

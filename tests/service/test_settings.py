@@ -147,6 +147,18 @@ def test_a_service_refuses_what_means_nothing_at_0(settings, variable, text):
         read_settings(settings, env | {f"TRUEBOARD_{variable}": text})
 
 
+@pytest.mark.parametrize(
+    ("settings", "variable"), [(IngestSettings, "MAX_LATE_S"), (PushSettings, "TICK_MS")]
+)
+def test_a_service_refuses_what_means_nothing_below_0(settings, variable):
+    needed = ("KAFKA", "REDIS_URL", "POSTGRES_URL", "JWKS")
+    env = {f"TRUEBOARD_{name}": "somewhere" for name in needed}
+    read_settings(settings, env | {f"TRUEBOARD_{variable}": "0"})
+
+    with pytest.raises(SettingsError, match=f"TRUEBOARD_{variable} must not be negative"):
+        read_settings(settings, env | {f"TRUEBOARD_{variable}": "-1"})
+
+
 def test_a_description_masks_what_is_secret_and_says_where_each_value_is_from(tmp_path):
     (tmp_path / "trueboard.toml").write_text('redis_password = "hunter2"\n')
     env = {
