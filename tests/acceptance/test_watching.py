@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ TOLD = ["python", "javascript", "curl"]
 BOARDS = 6
 """How many of them each is sent before the next fault."""
 PATIENCE_S = 90.0
+TURN_S = 0.01
+"""How long the worker is let on between two looks while a fault waits."""
 
 
 @dataclass
@@ -71,9 +74,9 @@ def judged_commits(world: World) -> int:
 class Strikes:
     """Kills one after the other under a replay, each after progress, and sees everybody come back.
 
-    So that each meets a replay that is under way, however fast the machine is, the worker judges an
-    equal share of the history between two of them at most: if it has done so before everybody is
-    back, it is paused until they are.
+    So that each meets a replay that is under way, however fast the machine is, the worker is paused
+    when it has judged an equal share of the history before everybody is back, and goes by turns from
+    then on until everybody was told enough for the next.
     """
 
     def __init__(self, world: World, watchers: list[Watcher], total: int) -> None:
@@ -105,10 +108,19 @@ class Strikes:
         before = [(watcher, watcher.boards()) for watcher in self._watchers if watcher.name in TOLD]
 
         def moved() -> bool:
-            shown = all(watcher.boards() >= boards + BOARDS for watcher, boards in before)
-            return shown and judged_commits(self._world) > judged
+            if judged_commits(self._world) == judged:
+                return False
+            self._pause(False)
+            time.sleep(TURN_S)
+            if all(watcher.boards() >= boards + BOARDS for watcher, boards in before):
+                return True
+            self._pause(True)
+            return False
 
-        until(moved, patience_s=PATIENCE_S, what=f"progress after {self.done}")
+        try:
+            until(moved, patience_s=PATIENCE_S, what=f"progress after {self.done}")
+        finally:
+            self._pause(False)
 
     def _until(self, ask: Callable[[], bool], what: str) -> None:
         """Wait for this, and meanwhile keep the worker to its share."""
