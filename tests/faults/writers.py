@@ -107,7 +107,12 @@ class Writers:
 
     def rest(self) -> None:
         """Begin no new action; those under way go on until they have their answer."""
-        self.per_s = 0.0
+
+        async def rested() -> None:
+            # On the loop: what is begun before this is among the open ones, and nothing is after it.
+            self.per_s = 0.0
+
+        self.rig.loop.call(rested())
 
     @property
     def resting(self) -> bool:
@@ -183,6 +188,8 @@ class Writers:
                 continue
             if due_s > now_s:
                 await asyncio.sleep(due_s - now_s)
+                # Meanwhile it may have been told to rest.
+                continue
             due_s = max(due_s, now_s - 0.2)
             if self._dice.random() < 0.06:
                 many = [self._new("v1-batch") for _ in range(self._dice.randint(4, 12))]
