@@ -57,15 +57,21 @@ class Following(threading.Thread):
 
     def run(self) -> None:
         pause_s, look = FIRST_PAUSE_S, True
+        looked_s = float("-inf")
         try:
             while not self._ended.is_set():
                 try:
+                    if look:
+                        looked_s = time.monotonic()
                     self.round(look=look)
                     pause_s = FIRST_PAUSE_S
-                    woken = self._awake.wait(TIMER_S)
+                    self._awake.wait(TIMER_S)
                     self._awake.clear()
-                    look = self._look.is_set() or not woken
-                    self._look.clear()
+                    # Also where commits of our own never let it sleep: it may stand where what is in
+                    # hand does not reach back to.
+                    look = self._look.is_set() or time.monotonic() - looked_s >= TIMER_S
+                    if look:
+                        self._look.clear()
                 except Unavailable as error:
                     self.caught_up, look = False, True
                     _log.warning("follower_waits", follower=self.name, detail=str(error)[:300])
@@ -118,10 +124,13 @@ class Keeping(Following):
         *,
         postgres_url: str,
         reconcile_every_s: float,
+        prove: Callable[[Connection], None] = lambda _: None,
     ) -> None:
+        """`prove` is given each new connection, to hold what is in hand against its ledger."""
         super().__init__("boards", on_defect)
         self._copies, self._replier = copies, replier
         self._url, self._every_s = postgres_url, reconcile_every_s
+        self._prove = prove
         self._lock: Connection | None = None
         self._kept_since_s = float("-inf")
         self._look_began_s = self._compared_s = time.monotonic()
@@ -183,6 +192,9 @@ class Keeping(Following):
                 self._lock = connections.connect(
                     self._url, name="boards", autocommit=True, before_compared=True
                 )
+                for copy in self._copies:
+                    copy.close()
+                self._prove(self._lock)
             try:
                 row = self._lock.execute(
                     "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"

@@ -64,6 +64,25 @@ def test_the_timer_makes_a_follower_look(monkeypatch):
         follower.join()
 
 
+def test_who_is_never_let_sleep_by_what_is_in_hand_looks_all_the_same(monkeypatch):
+    """Or one that stands where the hand does not reach back to would stand there under any steady load."""
+    monkeypatch.setattr(following, "TIMER_S", 0.2)
+    follower = Follower()
+    follower.start()
+    try:
+        follower.after(1)
+        until_s = time.monotonic() + 30
+        while not any(follower.looks[1:]):
+            assert time.monotonic() < until_s
+            follower.wake(in_hand=True)
+            time.sleep(0.01)
+
+        assert False in follower.looks
+    finally:
+        follower.end()
+        follower.join()
+
+
 def test_a_look_that_was_asked_for_is_not_lost_to_what_is_in_hand(monkeypatch):
     monkeypatch.setattr(following, "TIMER_S", 3600.0)
     follower = Follower()
@@ -116,6 +135,9 @@ class Copy:
 
     def discard(self) -> None:
         self.done.append("discarded")
+
+    def close(self) -> None:
+        self.done.append("closed")
 
     def step(self) -> None:
         self.done.append("built")
