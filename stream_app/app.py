@@ -165,9 +165,15 @@ class _Worker:
             on_defect,
             postgres_url=url,
             reconcile_every_s=settings.reconcile_interval_s,
+            prove=hand.prove,
         )
         publisher = Publisher(
-            postgres_url=url, bootstrap=kafka, kind=settings.kafka_kind, in_hand=hand.content, held=hand.held
+            postgres_url=url,
+            bootstrap=kafka,
+            kind=settings.kafka_kind,
+            in_hand=hand.content,
+            held=hand.held,
+            prove=hand.prove,
         )
         self._publishing = Publishing(publisher, on_defect)
         self._followers = (self._keeping, self._publishing)

@@ -13,6 +13,7 @@ from typing import Final
 from core import words
 from storage.followers import At
 from storage.postgres import arrays
+from storage.postgres.connections import Connection
 from storage.postgres.contents import Content, PeriodChange, PersonRow
 from storage.postgres.deltas import Change, Link
 from storage.postgres.ledger import Appended, DeltaColumns, Position
@@ -84,6 +85,21 @@ class Hand:
         self._next: dict[tuple[str, int], PeriodChange] = {}
         self._rows = 0
 
+    def prove(self, connection: Connection) -> None:
+        """Forget what the ledger behind this connection has not got: it may be a restored one."""
+        with self._lock:
+            revisions = list(self._contents)
+        digests: dict[int, str] = dict(
+            connection.execute(
+                "SELECT revision, encode(digest, 'hex') FROM revisions WHERE revision = ANY(%s)", (revisions,)
+            ).fetchall()
+        )
+        with self._lock:
+            for revision in revisions:
+                content = self._contents.get(revision)
+                if content is not None and digests.get(revision) != content.at.digest:
+                    self._forget(revision)
+
     def expect(self, position: Position) -> None:
         """This revision is about to be committed; its content comes right after."""
         with self._lock:
@@ -103,10 +119,13 @@ class Hand:
             for part in content.periods:
                 self._next[words.period_id(part.board, part.window), part.link.previous] = part
             while len(self._contents) > MOST_REVISIONS or self._rows > MOST_ROWS:
-                oldest = self._contents.pop(min(self._contents))
-                self._rows -= len(oldest.rows)
-                for part in oldest.periods:
-                    self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
+                self._forget(min(self._contents))
+
+    def _forget(self, revision: int) -> None:
+        content = self._contents.pop(revision)
+        self._rows -= len(content.rows)
+        for part in content.periods:
+            self._next.pop((words.period_id(part.board, part.window), part.link.previous), None)
 
     def content(self, revision: int) -> Content | None:
         """The revision, if this worker made it lately, or is committing it this very moment."""

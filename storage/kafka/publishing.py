@@ -66,13 +66,15 @@ class Publisher:
         kafka: Mapping[str, Any] | None = None,
         in_hand: Callable[[int], Content | None] = lambda _: None,
         held: Callable[[At], Content | None] = lambda _: None,
+        prove: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """`in_hand(revision)` may give a revision's content without reading it back; `held(at)`
-        that of one which was read, with what the ledger does not keep: its requests' traces."""
+        that of one which was read, with what the ledger does not keep: its requests' traces.
+        `prove` is given each new connection, to hold what is in hand against its ledger."""
         self._url, self._bootstrap = postgres_url, bootstrap
         self._extra = dict(kafka or {})
         self._ids = TopicIds(bootstrap, [topic.name for topic in _FOLLOWED], kind=kind, extra=self._extra)
-        self._in_hand, self._held = in_hand, held
+        self._in_hand, self._held, self._prove = in_hand, held, prove
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._failed: list[str] = []
@@ -154,6 +156,7 @@ class Publisher:
             row = cursor.fetchone()
             if row is None or not row[0]:
                 return False
+            self._prove(cursor.connection)
             ids = self._asked_ids()
             cursor.execute(
                 "SELECT c.epoch, c.revision, c.topic_ids, encode(r.digest, 'hex')"

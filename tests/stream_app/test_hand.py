@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from storage.followers import At
 from storage.postgres.contents import Content, PeriodChange, Row
 from storage.postgres.deltas import Link
@@ -88,3 +91,27 @@ def test_replacing_over_and_over_leaves_no_room_taken():
 
     assert kept.content(5) is not None
     assert kept.content(6) is not None
+
+
+class Restored:
+    """As much of a connection as answers with the digests that its ledger has."""
+
+    def __init__(self, digests: dict[int, str]) -> None:
+        self._digests = digests
+
+    def execute(self, _query: str, parameters: Any) -> Any:
+        (asked,) = parameters
+        return SimpleNamespace(fetchall=lambda: [(n, self._digests[n]) for n in asked if n in self._digests])
+
+
+def test_what_the_ledger_has_not_got_is_forgotten():
+    kept = Hand()
+    for revision in (4, 5, 6, 7):
+        kept.put(content(revision))
+    restored: Any = Restored({4: "d", 5: "d", 6: "another"})
+    kept.prove(restored)
+
+    assert [kept.content(revision) is None for revision in (4, 5, 6, 7)] == [False, False, True, True]
+    assert kept.link_after("main:all-time", 4) is not None
+    assert kept.link_after("main:all-time", 5) is None
+    assert kept._rows == 2
