@@ -16,6 +16,9 @@ from storage.postgres.deltas import Change, Link, changes_between
 MOST_ROWS: Final = 5_000
 """About how many ledger rows are read in one piece."""
 
+MOST_REVISIONS: Final = 25
+"""In one piece: those in which many actions change few entries are not small by their changes."""
+
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One ledger row; instants are µs."""
@@ -68,7 +71,7 @@ class Content:
 
 
 def read(cursor: psycopg.Cursor[tuple[Any, ...]], after: int, *, most: int = MOST_ROWS) -> list[Content]:
-    """The revisions after this one, in order; as many as have about `most` rows and changes.
+    """The revisions after this one, in order; as many as have about `most` changes, few at a time.
 
     To be called in one transaction of REPEATABLE READ, on a connection that reads instants as µs.
     """
@@ -77,8 +80,8 @@ def read(cursor: psycopg.Cursor[tuple[Any, ...]], after: int, *, most: int = MOS
         "  coalesce((SELECT sum(cardinality(players)) FROM deltas d WHERE d.revision = r.revision), 0)"
         "   ::bigint, e.continues_epoch, e.continues_revision"
         " FROM revisions r LEFT JOIN epochs e ON r.cause = 'new_epoch' AND e.epoch = r.epoch"
-        " WHERE r.revision > %s ORDER BY r.revision LIMIT 200",
-        (after,),
+        " WHERE r.revision > %s ORDER BY r.revision LIMIT %s",
+        (after, MOST_REVISIONS),
     )
     contents: list[Content] = []
     batches: dict[int, Content] = {}
