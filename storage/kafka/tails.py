@@ -5,6 +5,7 @@ Asked when a ledger may have lost revisions: what was sent of it is then ahead o
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ class Judged(msgspec.Struct):
 class _Named(msgspec.Struct):
     user_id: str
 
+
+_PID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A key of `player` as it is written here; others are somebody else's."""
 
 _read_placed = msgspec.json.Decoder(_Placed).decode
 _read_judged = msgspec.json.Decoder(Judged).decode
@@ -126,6 +130,8 @@ class Tails:
 
         def note(key: bytes | None, value: bytes | None) -> None:
             pid = (key or b"").decode("ascii", "replace")
+            if _PID.fullmatch(pid) is None:
+                return
             if value is None:
                 buried.add(pid)
                 names.setdefault(pid, None)
@@ -231,5 +237,5 @@ def _unreadable_is_nobodys() -> Iterator[None]:
     """What is not written as a record of ours was written by somebody else."""
     try:
         yield
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return

@@ -233,6 +233,56 @@ def test_the_new_one_sorts_after_every_one_that_was_seen(stream, histories, ledg
     end(ledger, copy, copy.follower())
 
 
+@pytest.mark.parametrize(
+    "planted", [b'{"epoch":"\xff","revision":1}', b'{"x":' + b"[" * 9000 + b"]" * 9000 + b"}"]
+)
+def test_what_nobody_can_read_is_nobodys(stream, histories, ledger, broker, planted):
+    ledger.grow(1, 5)
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for topic in (topics.JUDGED, topics.PLAYER, topics.BOARD_CHANGED):
+        producer.produce(topic.name, key="00000000-0000-0000-0000-000000000001", value=planted)
+    assert producer.flush(10) == 0
+    started_anew(stream.url)
+
+    assert histories().settle() is not None
+
+
+@pytest.mark.parametrize("key", ["x", "", "{0198b4a0-0000-7000-8000-00000000000a}"])
+@pytest.mark.parametrize("value", [None, {"user_id": "ada"}])
+def test_a_person_under_another_kind_of_key_is_nobodys(stream, histories, ledger, broker, key, value):
+    ledger.grow(1, 5)
+    epoch = ledger.positions()[2][0]
+    say(broker, topics.PLAYER, key, value)
+    say(broker, topics.JUDGED, "somebody", placed(epoch, 99))
+
+    settled = histories().settle()
+
+    assert settled is not None
+    assert settled.begun is not None
+    assert not stream.rows("SELECT FROM compared WHERE erasures_due")
+
+
+def test_who_began_an_epoch_that_was_lost_too_begins_another(stream, histories, ledger, broker):
+    ledger.grow(1, 5)
+    epoch = ledger.positions()[2][0]
+    process = histories()
+    say(broker, topics.JUDGED, "somebody", placed(epoch, 99))
+    assert process.settle().begun is not None
+    # As the backup has it once more; whoever began the epoch lives on.
+    with psycopg.connect(stream.url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("DELETE FROM deltas WHERE revision = 3")
+        connection.execute("DELETE FROM revisions WHERE cause = 'new_epoch' AND epoch <> %s", (epoch,))
+        connection.execute("DELETE FROM epochs WHERE epoch <> %s", (epoch,))
+    process._ledger.close()
+    started_anew(stream.url)
+
+    settled = process.settle()
+
+    assert settled is not None
+    assert settled.begun is not None
+
+
 @pytest.mark.parametrize("planted", ["z" * 26, "7" + "z" * 25, "", "01", "ABC", "é" * 26])
 def test_what_is_no_epoch_is_nobodys(stream, histories, ledger, broker, planted):
     ledger.grow(1, 5)
