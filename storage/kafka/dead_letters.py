@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException, Producer
 from core import events, topics
 from core.errors import Unavailable
 from core.times import format_us
-from storage.kafka.delivery import offset_of
+from storage.kafka.delivery import fatal_error, offset_of
 
 CONFIRM_S: Final = 10.0
 _DETAIL_BYTES: Final = 500
@@ -73,9 +73,11 @@ class DeadLetters:
                     ],
                     on_delivery=confirmed,
                 )
-        except (BufferError, KafkaException) as error:
+            left = self._producer.flush(CONFIRM_S)
+        except (BufferError, KafkaException, SystemError) as error:
+            if isinstance(error, SystemError) and fatal_error(error) is None:
+                raise
             raise Unavailable(f"Kafka: {error}") from error
-        left = self._producer.flush(CONFIRM_S)
         if left or failed:
             raise Unavailable(f"Kafka has not confirmed the dead letters: {left} left, {failed[:1]}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from core import topics
 from core.errors import Unavailable
@@ -53,3 +55,24 @@ def test_a_letter_is_an_event_in_the_trace_of_its_record(memory_kafka, traced):
     )
     assert (headers["traceparent"] == trace) == traced
     assert (headers["reason"], headers["detail"]) == (b"unreadable", b"no JSON")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_producer_that_is_lost_while_letters_are_confirmed_is_away_and_made_anew(memory_kafka, wrapped):
+    memory_kafka.make_topic(topics.DEAD.name, 1)
+    sender = DeadLetters(memory_kafka.bootstrap)
+    fatal = KafkaException(KafkaError(KafkaError._FATAL, "lost", fatal=True))
+
+    class Lost:
+        def produce(self, *_: Any, **__: Any) -> None: ...
+
+        def flush(self, _timeout_s: float) -> int:
+            if wrapped:
+                raise SystemError("a result with an exception set") from fatal
+            raise fatal
+
+    sender._producer = Lost()  # type: ignore[assignment]
+    with pytest.raises(Unavailable):
+        sender.send([letter(1)])
+
+    sender.send([letter(1)])
