@@ -22,6 +22,7 @@ from push.prepared import Doorstep, PreparedSocket
 from push.protocols import centrifuge, leaderboard, scoreboard, scores, sse
 from push.sockets import Sockets, refuse
 from push.streams import Streams
+from service import logs
 
 DIALECTS = (scores.DIALECT, scoreboard.DIALECT, leaderboard.DIALECT)
 """What the default board's three paths speak."""
@@ -31,6 +32,8 @@ FEED_PATHS: Final = (*(dialect.path for dialect in DIALECTS), centrifuge.PATH, s
 
 DRAIN_GAP_S: Final = 0.002
 """Between two connections that a stop closes, where there are few."""
+
+_log = logs.get("push.server")
 
 _STREAM: Final = re.compile(sse.PATH.replace("{board}", "([a-z0-9-]{1,64})"))
 
@@ -74,7 +77,11 @@ class Server(uvicorn.Server):
         for n, connection in enumerate(connections):
             if (early_s := began_s + n * gap_s - loop.time()) > 0:
                 await asyncio.sleep(early_s)
-            connection.shutdown()
+            try:
+                connection.shutdown()
+            except Exception:
+                # The others are still to be closed in good order.
+                _log.exception("connection_not_closed")
         await super().shutdown(sockets)
 
 

@@ -8,16 +8,18 @@ import json
 import socket
 import struct
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidState, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from core.errors import Refused, Unavailable
 from core.words import MAIN_PERIOD
+from push import server
 from push.server import MAX_MESSAGE_BYTES
 from tests.push.conftest import GOOD_TICKET, RunFeed, Running, raw_reader, ticket_of
 from tests.push.views import EPOCH, page, publication
@@ -445,6 +447,34 @@ async def test_a_stop_closes_every_socket_for_a_restart(run_feed: RunFeed) -> No
 
     assert codes == [1012] * 5
     assert took_s < 3
+
+
+async def test_readers_who_leave_during_a_stop_disturb_nobodys(
+    run_feed: RunFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "DRAIN_GAP_S", 0.05)
+    async with run_feed(drain_s=2.0) as running:
+        raws = [await raw_reader(running.feed.port, "/ws/scores", f"raw{n}") for n in range(12)]
+        leaving = [await connect(running.url + "/ws/scores") for _ in range(12)]
+        staying = [await connect(running.url + "/ws/scores") for _ in range(12)]
+        running.feed.stop()
+        await asyncio.wait(
+            [asyncio.create_task(reader.wait_closed()) for reader in staying],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for raw, reader in zip(raws, leaving, strict=True):
+            # Cut off, and by the book; neither waits for an answer.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.close()
+            # Some were closed already.
+            with suppress(InvalidState):
+                reader.protocol.send_close(1000)
+                reader.transport.write(b"".join(reader.protocol.data_to_send()))
+        codes = [await _close_code(reader) for reader in staying]
+        for reader in leaving:
+            await reader.close()
+
+    assert codes == [1012] * 12
 
 
 # before it is ready, and elsewhere
