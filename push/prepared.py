@@ -164,6 +164,21 @@ class PreparedSocket(WebSocketsSansIOProtocol):
             self.awaited = None
         else:
             super().data_received(data)
+            if self.conn.handshake_exc is not None and not self.handshake_complete:
+                self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Say what is wrong with a head that is not taken, and close; uvicorn would leave it unsaid."""
+        self.handshake_complete = self.close_sent = True
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
+
+    def handle_ping(self) -> None:
+        # Who pings and reads nothing would have all the answers kept here. One of the latest is enough
+        # (RFC 6455 §5.5.3).
+        pong = b"".join(self.conn.data_to_send())
+        if self.writable.is_set() and not (self.close_sent or self.transport.is_closing()):
+            self.transport.write(pong)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -219,13 +234,17 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         self._leave()
-        if self.handshake_complete and not self.close_sent:
-            number, reason = self.closing[CloseCode.RESTART]
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": number})
-            self.conn.send_close(number, reason)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.close_sent = True
-        super().shutdown()
+        if self.disconnected:
+            # It left after the stop began.
+            return
+        if not self.transport.is_closing():
+            if self.handshake_complete and not self.close_sent:
+                number, reason = self.closing[CloseCode.RESTART]
+                self.queue.put_nowait({"type": "websocket.disconnect", "code": number})
+                self.conn.send_close(number, reason)
+                self.transport.write(b"".join(self.conn.data_to_send()))
+                self.close_sent = True
+            super().shutdown()
         # A reader that does not read would keep the process waiting.
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
 

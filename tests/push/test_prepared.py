@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,3 +316,36 @@ async def test_a_broken_handshake_is_answered_with_4xx(run_feed: RunFeed, head: 
         raw.close()
 
     assert answer.startswith(b"HTTP/1.1 4")
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [("a: b\r\n" * 130, b" 431 "), (f"Cookie: {'c' * 9_000}\r\n", b" 431 ")],
+    ids=["many lines", "a long line"],
+)
+async def test_a_head_that_the_protocol_does_not_take_is_answered_and_closed(
+    run_feed: RunFeed, more: str, status: bytes
+) -> None:
+    head = (
+        "GET /ws/scores HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
+    )
+    async with run_feed() as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.feed.port)
+        writer.write(head.encode())
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    assert status in answer.partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_ping_is_answered_only_where_the_answer_goes_out_at_once(bare: Any, has_room: bool) -> None:
+    written: list[bytes] = []
+    bare.transport = SimpleNamespace(write=written.append, is_closing=lambda: False)
+    bare.conn = SimpleNamespace(data_to_send=lambda: [b"pong"])
+    if not has_room:
+        bare.writable.clear()
+    bare.handle_ping()
+
+    assert written == ([b"pong"] if has_room else [])
