@@ -303,7 +303,9 @@ class Hub:
             cohort.apart = None
         key = (slot, cohort.likeness)
         like = likes.get(key)
-        if like is not None and like.readers and len(like.readers) + len(cohort.readers) <= BURST:
+        # One that was alone may have been held up since: who joined it would be held up with it.
+        room = like is not None and like.apart is None and like.readers
+        if like is not None and room and len(like.readers) + len(cohort.readers) <= BURST:
             like.take(cohort)
             return True
         likes[key] = cohort

@@ -240,6 +240,43 @@ def test_a_full_socket_is_left_alone_and_gets_the_latest_when_it_drains() -> Non
     assert _revisions(quick) == list(range(1, 50))
 
 
+def test_nobody_joins_a_reader_whose_socket_another_of_its_channels_has_just_filled() -> None:
+    world = World()
+    shared, filling = world.join(SCORES), world.join(LEADERBOARD)
+    world.hub.publish(view(1))
+    world.pass_ms(500)
+    other = world.join(SCORES)
+    # Alone, as one that was blocked is; then everybody is served in one turn, `shared` first.
+    for socket in (shared, other):
+        assert socket.reader is not None
+        world.hub.block(socket.reader)
+    world.pass_ms(500)
+    give = filling.give
+
+    def fills(frame: bytes) -> int:
+        assert shared.reader is not None
+        world.hub.block(shared.reader)
+        return give(frame)
+
+    filling.give = fills  # type: ignore[method-assign]
+    turn, world.hub.turn = world.hub.turn, lambda: None  # type: ignore[method-assign]
+    world.drain(shared)
+    world.hub.publish(view(2))
+    world.drain(other)
+    world.hub.turn = turn  # type: ignore[method-assign]
+    world.hub.turn()
+    filling.give = give  # type: ignore[method-assign]
+    world.pass_ms(500)
+    world.hub.publish(view(3))
+    world.pass_ms(500)
+    world.drain(shared)
+    world.hub.publish(view(4))
+    world.pass_ms(500)
+
+    assert _revisions(other)[-2:] == [3, 4]
+    assert _revisions(shared)[-1] == 4
+
+
 def test_a_reader_that_stays_stalled_is_closed_as_slow() -> None:
     world = _world(1)
     stalled, slow = world.join(SCORES, room=1), world.join(SCORES, room=1)
