@@ -52,6 +52,9 @@ CONNECT_WITHIN_S: Final = 10.0
 REFRESH_WITHIN_S: Final = 25.0
 """How long after its token's end a client may bring a new one."""
 
+_FETCHED_AGAIN: Final = frozenset({"expired", "ticket"})
+"""Why a token is refused that another one of the same client would not be: a ticket is good once."""
+
 
 @dataclass(frozen=True, slots=True)
 class House:
@@ -109,7 +112,7 @@ class Conversation:
         """Answer the commands of one frame, in order; None: it was no text."""
         try:
             said = centrifuge.commands(text) if text is not None else None
-        except (msgspec.MsgspecError, UnicodeError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             said = None
         if not said:
             self.end(CloseCode.UNREADABLE)
@@ -247,9 +250,13 @@ class Conversation:
         try:
             return await self._house.admission.identify(token, self._knock)
         except InvalidToken as error:
-            if error.cause_word == "expired":
+            if error.cause_word not in _FETCHED_AGAIN:
+                self.end(CloseCode.BAD_TOKEN)
+            elif self.client:
+                # Clients take every error in the answer to a refresh as final, and connect again after this.
+                self.end(CloseCode.UNAUTHENTICATED)
+            else:
                 raise centrifuge.token_expired() from None
-            self.end(CloseCode.BAD_TOKEN)
         except Refused:
             self.end(CloseCode.TOO_MANY)
         except Unavailable as error:

@@ -473,14 +473,37 @@ async def test_a_token_that_is_not_renewed_ends_the_connection(
 async def test_a_token_is_renewed_for_the_same_user_alone(run_feed: RunFeed) -> None:
     async with run_feed() as running, connected(running, "ada;;60") as client:
         renewed = (await client.ask(refresh={"token": "ada;;600"}))["refresh"]
-        expired = await client.ask(refresh={"token": "expired"})
         await client.say({"refresh": {"token": "ben;;600"}})
         code = await client.close_code()
 
     assert renewed["expires"] is True
     assert renewed["ttl"] > 500
-    assert expired["error"]["code"] == 109
     assert code[0] == 3500
+
+
+@pytest.mark.parametrize("token", ["expired", "ticket.used"])
+async def test_who_renews_with_what_is_over_comes_again(run_feed: RunFeed, token: str) -> None:
+    async with run_feed() as running, connected(running, "ada;;60") as client:
+        await client.say({"refresh": {"token": token}})
+
+        assert await client.close_code() == (3005, "connection expired")
+
+
+@pytest.mark.parametrize("token", ["expired", "ticket.used"])
+async def test_who_connects_with_what_is_over_is_told_to_fetch_another(run_feed: RunFeed, token: str) -> None:
+    async with run_feed() as running, opened(running) as client:
+        answer = await client.ask(connect={"token": token})
+        again = (await client.ask(connect={"token": "ada;;60"}))["connect"]
+
+    assert answer["error"]["code"] == 109
+    assert again["expires"] is True
+
+
+async def test_what_is_nested_too_deep_is_unreadable(run_feed: RunFeed) -> None:
+    async with run_feed() as running, opened(running) as client:
+        await client.socket.send('{"id":1,"x":' + "[" * 5_000 + "]" * 5_000 + "}")
+
+        assert (await client.close_code())[0] == 3501
 
 
 async def test_a_reader_that_was_away_gets_one_publication_that_covers_all(run_feed: RunFeed) -> None:
