@@ -45,6 +45,9 @@ BOARDS_LOCK: Final = 0x7B00_0004
 COMPARING_LOCK: Final = 0x7B00_0005
 """A session's: whoever holds it compares the ledger with what follows it, and begins new epochs."""
 
+MIGRATING_LOCK: Final = 0x7B00_0006
+"""A session's: whoever holds it brings the schema up to date."""
+
 CHANNEL: Final = "trueboard_revisions"
 """LISTEN here to be woken by commits."""
 
@@ -156,8 +159,8 @@ async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
     Raises:
         Unavailable: no Postgres, or a ledger that has to be compared first.
     """
-    try:
-        with unavailable():
+    with unavailable():
+        try:
             async with pool.connection() as connection:
                 if not getattr(connection, "compared", False):
                     with schema_awaited():
@@ -168,8 +171,8 @@ async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
                         # A standby may be promoted under an open connection: it is asked again.
                         connection.compared = not row[1]
                 yield connection
-    except PoolTimeout as error:
-        raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error
+        except PoolTimeout as error:
+            raise Unavailable(f"Postgres: {error}", code="board_rebuilding") from error
 
 
 def _connect(url: str, *, name: str, autocommit: bool, timeout_ms: int | None) -> Connection:
