@@ -46,6 +46,7 @@ from trueboard.client import (
     verdicts,
 )
 from trueboard.endpoints import Endpoints
+from trueboard.output import even_unread
 
 TYPE: Final = "commit"
 CLIENT: Final = "replay"
@@ -136,7 +137,7 @@ class Repository:
         Raises:
             Unavailable: no repository, no commit in it, or no git; in git's own words.
         """
-        told = self._start("rev-list", "--count", *self._limits, "HEAD")
+        told = self._start("rev-list", "--count", *self._limits, "HEAD", "--")
         output, errors = told.communicate()
         if told.returncode:
             raise Unavailable(f"git cannot read {self._path}: {_first_line(errors)}")
@@ -156,6 +157,8 @@ class Repository:
             "--no-color",
             "-z",
             f"--format=tformat:{_FORMAT}",
+            # What stands before it are revisions, also beside a file of that name.
+            "--",
         )
         assert git.stdout is not None
         descriptor = git.stdout.fileno()
@@ -185,8 +188,7 @@ class Repository:
 
 def _first_line(errors: bytes) -> str:
     lines = errors.decode(errors="replace").strip().splitlines()
-    if lines and lines[0].startswith("usage:"):
-        # What it says where HEAD names nothing.
+    if lines and lines[0].endswith("bad revision 'HEAD'"):
         return "there is no commit yet"
     return lines[0] if lines else "it says nothing"
 
@@ -499,10 +501,11 @@ def git(path: Path, data: Path | None, since: str | None, as_json: bool) -> None
     except KeyboardInterrupt:
         click.echo("trueboard replay: interrupted; run it again, what was sent counts once", err=True)
         sys.exit(130)
-    if as_json:
-        click.echo(json.dumps(tally.body()))
-    else:
-        _tell(tally, leading, endpoints)
+    with even_unread():
+        if as_json:
+            click.echo(json.dumps(tally.body()))
+        else:
+            _tell(tally, leading, endpoints)
     for reason in tally.reasons:
         click.echo(f"refused {reason}", err=True)
     sys.exit(1 if tally.refused else 0)

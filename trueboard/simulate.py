@@ -29,6 +29,7 @@ from service.settings import data_directory
 from trueboard import options
 from trueboard.client import MOST_ACTIONS, ByReceipt, Client, InLedger, NoAnswer, Tokens, verdicts
 from trueboard.endpoints import Endpoints
+from trueboard.output import even_unread
 from trueboard.simulation import planning, sending
 from trueboard.simulation.account import Account
 from trueboard.simulation.planning import Traffic
@@ -164,10 +165,11 @@ def command(
         click.echo("trueboard simulate: interrupted before the account was made", err=True)
         sys.exit(130)
     body = result.account.body()
-    if as_json:
-        click.echo(json.dumps(body))
-    else:
-        _tell(result, body)
+    with even_unread():
+        if as_json:
+            click.echo(json.dumps(body))
+        else:
+            _tell(result, body)
     sys.exit(1 if body["lost"] or body["invented"] else 0)
 
 
@@ -186,7 +188,7 @@ async def simulate(
     The first SIGINT ends the sending, the second everything.
 
     Raises:
-        Unavailable: the door does not answer at the start, or verdicts cannot be looked up.
+        Unavailable: the door does not answer at the start, takes no token, or verdicts cannot be looked up.
     """
     trusted = Tokens(data, endpoints, user=CLIENT, scopes=sending.trusted_scopes())
     run = Run(traffic.seed, secrets.token_hex(5), time.time_ns() // 1000)
@@ -204,6 +206,10 @@ async def simulate(
         try:
             with _stopping_on_interrupt(sender.stopping):
                 await sender.send(planning.plan(traffic), concurrency)
+            if set(account.answers) == {401}:
+                raise Unavailable(
+                    "the door takes no token of this client: another issuer, other keys or a shorter life"
+                )
             sent_s = time.monotonic() - begun_s
             await _account_for(account, run, judged, wait_s)
         finally:

@@ -25,6 +25,7 @@ from core.errors import TrueboardError
 from service.settings import data_directory
 from trueboard import options
 from trueboard.endpoints import Endpoints
+from trueboard.output import even_unread
 from trueboard.verification import deltas, digest_chain, ledger_sums, progress, projection, verdicts
 from trueboard.verification.progress import Log
 from trueboard.verification.report import Check, Step
@@ -32,6 +33,7 @@ from trueboard.verification.snapshots import Connection, one, periods, snapshot
 
 DIFFERENT: Final = 1
 COULD_NOT_LOOK: Final = 2
+INTERRUPTED: Final = 130
 
 _POLL_S: Final = 0.1
 
@@ -88,14 +90,18 @@ def command(data: Path | None, as_json: bool, wait_s: float, sample: int) -> Non
     except TrueboardError as error:
         click.echo(f"trueboard verify: {' '.join(str(error).split())}", err=True)
         sys.exit(COULD_NOT_LOOK)
+    except KeyboardInterrupt:
+        click.echo("trueboard verify: interrupted", err=True)
+        sys.exit(INTERRUPTED)
     except Exception:
         # Exit code 1 would say that something differs.
         traceback.print_exc()
         sys.exit(COULD_NOT_LOOK)
-    if as_json:
-        click.echo(json.dumps(report))
-    else:
-        _tell(report)
+    with even_unread():
+        if as_json:
+            click.echo(json.dumps(report))
+        else:
+            _tell(report)
     sys.exit(0 if report["ok"] else DIFFERENT)
 
 
@@ -166,14 +172,18 @@ def _wait(url: str, client: redis.Redis, log: Log, wait_s: float) -> None:
 
 def _is_still(url: str, client: redis.Redis, log: Log) -> bool:
     with snapshot(url) as connection:
-        offsets = connection.execute("SELECT partition, next_offset FROM progress").fetchall()
+        offsets = dict(
+            connection.execute(
+                "SELECT partition, next_offset FROM progress WHERE log = (SELECT max(log) FROM logs)"
+            ).fetchall()
+        )
         heads = {
             period: one(
                 connection, "SELECT coalesce(max(revision), 0) FROM deltas WHERE period = %s", (period,)
             )[0]
             for period in periods(connection)
         }
-    if any(log.ends(partition)[1] != next_offset for partition, next_offset in offsets):
+    if any(log.ends(partition)[1] != offsets.get(partition, 0) for partition in log.partitions()):
         return False
     for period, revision in heads.items():
         looked = projection.look(client, period, [])

@@ -92,6 +92,9 @@ class HeldLog:
     def topic_id(self) -> str:
         return self.id
 
+    def partitions(self) -> list[int]:
+        return sorted(self._world.log.records)
+
     def ends(self, partition: int) -> tuple[int, int]:
         return self.first.get(partition, 0), self._world.log.end(partition)
 

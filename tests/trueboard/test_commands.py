@@ -76,6 +76,22 @@ def test_a_stack_that_was_killed_is_one_sentence_and_exit_code_2(
     assert time.monotonic() - begun_s < 30
 
 
+def test_a_verification_that_is_interrupted_found_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.trueboard.test_client import endpoints
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    endpoints().write(tmp_path)
+    monkeypatch.setattr(verify, "verify", interrupted)
+    result = run(verify.command, tmp_path)
+
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "trueboard verify: interrupted\n"
+
+
 @pytest.mark.kafka
 @pytest.mark.services
 def test_every_simulated_action_is_accounted_for(stack: Endpoints, stack_data: Path) -> None:

@@ -169,6 +169,36 @@ def test_what_is_no_repository_is_said_in_gits_words(tmp_path: Path) -> None:
 def test_a_repository_without_commits_is_said_so(made: Made) -> None:
     with pytest.raises(Unavailable, match="no commit yet"):
         Repository(made.path).count()
+    with pytest.raises(Unavailable, match="no commit yet"):
+        list(Repository(made.path).commits())
+
+
+@pytest.fixture
+def beside_head(tmp_path: Path) -> Made:
+    """A repository whose work tree has a file named as what is asked for."""
+    made = Made.at(tmp_path / "work" / ".git")
+    made.set("core.bare", "false")
+    (tmp_path / "work" / "HEAD").write_text("a file\n")
+    return made
+
+
+@pytest.mark.parametrize("since", [None, "2020-01-01"])
+def test_a_file_named_head_is_not_taken_for_the_branch(beside_head: Made, since: str | None) -> None:
+    hashes = [beside_head.commit(), beside_head.commit()]
+
+    repository = Repository(beside_head.path.parent, since)
+
+    assert repository.count() == 2
+    assert [one.hash for one in repository.commits()] == hashes
+
+
+def test_without_commits_such_a_file_changes_nothing(beside_head: Made) -> None:
+    repository = Repository(beside_head.path.parent)
+
+    with pytest.raises(Unavailable, match="no commit yet"):
+        repository.count()
+    with pytest.raises(Unavailable, match="no commit yet"):
+        list(repository.commits())
 
 
 def test_without_git_it_says_so(made: Made, monkeypatch: Any, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 
 from core import words
 from core.catalogue import read, shipped
+from service import keys
+from service.settings import SettingsError
+from tests.trueboard.test_client import endpoints, serving
 from trueboard import simulate
 from trueboard.client import Answer, InLedger, Key, NoAnswer, Verdict
 from trueboard.simulation import planning, sending
@@ -372,6 +378,52 @@ async def test_stopping_ends_the_sending_and_keeps_what_was_sent() -> None:
     await asyncio.wait_for(task, 2)
 
     assert 0 < account.sent == len(door.bodies) < 1000
+
+
+class NoToken(Token):
+    def current(self) -> str:
+        raise SettingsError("there are no keys")
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+async def test_a_worker_that_fails_ends_the_run(batch: int) -> None:
+    own = {user: NoToken("x") for user in sending.own_users(QUICK)}
+    sender = Sender(Door(), NoToken("trusted"), own, RUN, Account(7), batch)  # type: ignore[arg-type]
+
+    with pytest.raises(SettingsError, match="no keys"):
+        await asyncio.wait_for(sender.send(plan(QUICK), 4), 10)
+
+
+async def test_a_plan_that_fails_ends_the_workers() -> None:
+    def broken() -> Any:
+        yield from islice(plan(QUICK), 50)
+        raise ValueError("no more")
+
+    sender = Sender(Door(), Token("trusted"), {}, RUN, Account(7), 20)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="no more"):
+        await asyncio.wait_for(sender.send((each for each in broken() if not each.action.own), 4), 10)
+
+
+async def test_a_door_that_takes_no_token_is_exit_code_2(tmp_path: Path) -> None:
+    keys.ensure(tmp_path / "keys")
+    async with serving(lambda *_: (401, {}, b"")) as url:
+        endpoints(url).write(tmp_path)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "trueboard", "simulate", "--json", "--actions=40", "--rate=10000"),
+            *("--wait=1", f"--data={tmp_path}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            output, errors = await asyncio.wait_for(process.communicate(), 60)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    assert (process.returncode, output, errors.count(b"\n")) == (2, b"", 1)
+    assert b"takes no token" in errors
 
 
 class Ledger(InLedger):

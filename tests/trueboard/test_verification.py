@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
+import psycopg
 import pytest
 from confluent_kafka import Producer
 from hypothesis import given
@@ -15,8 +17,9 @@ from core.errors import Unavailable
 from core.topics import SUBMITTED
 from core.words import MAIN_PERIOD
 from tests.core.examples import example
-from tests.stream_app.world import NOW_US, World, fresh_database, submitted
+from tests.stream_app.world import NOW_US, World, fresh_database, opened, submitted
 from tests.trueboard.ledgers import HeldLog, copied, damaged, follow, written
+from trueboard import verify
 from trueboard.verification import deltas, digest_chain, ledger_sums, progress, projection, verdicts
 from trueboard.verification.report import Check
 
@@ -117,6 +120,8 @@ DAMAGES = [
     ),
     ("ledger_sums", "entry", f"DELETE FROM entries WHERE player = {ONE_ENTRY}"),
     ("ledger_sums", "entry", "INSERT INTO entries VALUES ('main:all-time', 999, 5, now())"),
+    ("ledger_sums", "a period", "DELETE FROM periods"),
+    ("ledger_sums", "a period", "UPDATE periods SET period = 'another:all-time'"),
     ("ledger_sums", "entry", f"UPDATE ledger SET verdict = 'held' WHERE action_id = {ONE_ACCEPTED}"),
     (
         "ledger_sums",
@@ -243,6 +248,8 @@ DAMAGES = [
         "INSERT INTO set_aside SELECT 1, 0, -n, 'defect' FROM generate_series(1, 1000) n",
     ),
     ("progress", "the log", "UPDATE logs SET topic_id = 'another'"),
+    ("progress", "a partition", "DELETE FROM progress WHERE partition = 1"),
+    ("progress", "a partition", "DELETE FROM progress"),
 ]
 
 
@@ -440,6 +447,10 @@ def edit_revision(client: Any) -> None:
     client.hincrby(META, "revision", 1)
 
 
+def spoil_revision(client: Any) -> None:
+    client.hset(META, "revision", "x")
+
+
 def drop_copy(client: Any) -> None:
     client.delete(META)
 
@@ -464,6 +475,7 @@ def plant_another_kind(client: Any) -> None:
         (edit_digest, "the position"),
         (edit_epoch, "the position"),
         (edit_revision, "the position"),
+        (spoil_revision, "the copy"),
         (drop_copy, "the copy"),
         (plant_another_kind, "the copy"),
     ],
@@ -546,6 +558,64 @@ def test_a_copy_that_moves_while_it_is_read_is_no_difference(
     assert found.first is None
 
 
+# all of it, as the command does
+
+
+def report(world: World, client: Any) -> dict[str, Any]:
+    log: Any = HeldLog(world)
+    return verify._checked(world.url, client, log, 100, lambda _: lambda _: None)
+
+
+def not_equal(told: dict[str, Any]) -> set[str]:
+    return {check["name"] for check in told["checks"] if not check["ok"]}
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("gone", "finds"),
+    [("periods", {"ledger_sums"}), ("progress WHERE partition = 1", {"progress"})],
+)
+def test_a_row_that_all_is_found_by_is_missed_when_it_is_gone(
+    database: str, redis_db_url: str, gone: str, finds: set[str]
+) -> None:
+    with written(database) as other, closing(copied(other, redis_db_url)) as client:
+        before = report(other, client)
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("SET session_replication_role = replica")
+            connection.execute(f"DELETE FROM {gone}")
+        told = report(other, client)
+
+    assert (before["ok"], told["ok"]) == (True, False)
+    assert not_equal(told) >= finds
+
+
+@pytest.mark.services
+def test_a_position_that_is_none_leaves_the_other_checks_as_they_are(
+    world: World, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "MISSING_S", 0.2)
+    spoil_revision(client)
+
+    told = report(world, client)
+
+    assert (told["ok"], not_equal(told)) == (False, {"projection"})
+
+
+@pytest.mark.services
+def test_a_partition_that_progress_does_not_know_yet_is_waited_for(database: str, redis_db_url: str) -> None:
+    with opened(database) as other:
+        other.take(submitted("ann", "a-1"))
+        log: Any = HeldLog(other)
+        with closing(copied(other, redis_db_url)) as client:
+            still = [verify._is_still(database, client, log)]
+            other.log.records[2] = []
+            still.append(verify._is_still(database, client, log))
+            other.log.append(2, submitted("bob", "b-1"))
+            still.append(verify._is_still(database, client, log))
+
+    assert still == [True, True, False]
+
+
 # Kafka
 
 
@@ -565,6 +635,7 @@ def log(memory_kafka: Any) -> Iterator[progress.Log]:
 def test_a_log_has_an_id_and_ends(log: progress.Log) -> None:
     assert log.topic_id() == log.topic_id() != ""
     assert (log.ends(0), log.ends(1)) == ((0, 10), (0, 0))
+    assert log.partitions() == [0, 1]
 
 
 def test_records_are_read_where_they_stand(log: progress.Log) -> None:

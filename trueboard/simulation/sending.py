@@ -105,15 +105,16 @@ class Sender:
     async def send(self, plan: Iterator[Sending], concurrency: int) -> None:
         """Send all that is planned, or what is under way when `stopping` is set."""
         chunks: asyncio.Queue[list[Sending] | None] = asyncio.Queue(concurrency)
-        workers = [asyncio.create_task(self._work(chunks)) for _ in range(concurrency)]
         try:
-            await self._gather(plan, chunks)
-            for _ in workers:
-                await chunks.put(None)
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
+            # One that fails ends the others, and the plan that would wait for them.
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(self._work(chunks))
+                await self._gather(plan, chunks)
+                for _ in range(concurrency):
+                    await chunks.put(None)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     async def _gather(self, plan: Iterator[Sending], chunks: asyncio.Queue[list[Sending] | None]) -> None:
         """Hand out what is due. Repeats gather apart, so that they are under way beside the first."""

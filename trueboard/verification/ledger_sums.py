@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from core.words import MAIN_PERIOD
 from trueboard.verification.report import Check
 from trueboard.verification.snapshots import Connection, microseconds, one
 
@@ -64,9 +65,17 @@ SELECT DISTINCT ON (q.period) q.period, q."window", b.definition
 FROM periods q LEFT JOIN boards b USING (board) ORDER BY q.period, b.version DESC
 """
 
+_UNLISTED: Final = """
+SELECT period FROM (SELECT %s UNION SELECT period FROM deltas UNION SELECT period FROM entries) k(period)
+EXCEPT SELECT period FROM periods ORDER BY period
+"""
+"""Periods that `periods` has to name, since all that is checked is found by it, and does not."""
+
 
 def check(connection: Connection, found: Check) -> None:
     """Recount every period of this snapshot."""
+    for (period,) in connection.execute(_UNLISTED, (MAIN_PERIOD,)).fetchall():
+        found.differs("a period", period=period, expected="a row of periods", found=None)
     for period, window, definition in connection.execute(_BOARDS).fetchall():
         wanted = {"operator": "sum", "types": "all", "window": "all-time"}
         shape = dict(definition or {}, window=window)

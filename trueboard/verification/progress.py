@@ -120,6 +120,14 @@ class Log:
     def topic_id(self) -> str:
         return topic_id(self._bootstrap, SUBMITTED.name, kind=self._kind)
 
+    def partitions(self) -> list[int]:
+        """The topic's partitions."""
+        with unavailable():
+            told = self._consumer.list_topics(SUBMITTED.name, timeout=_ANSWER_S).topics[SUBMITTED.name]
+            if told.error is not None:
+                raise KafkaException(told.error)
+        return sorted(told.partitions)
+
     def ends(self, partition: int) -> tuple[int, int]:
         """The first offset there is, and the next one to be written."""
         with unavailable():
@@ -167,8 +175,17 @@ class Log:
         return found
 
 
+_UNREAD: Final = """
+SELECT DISTINCT kafka_partition FROM ledger WHERE log = (SELECT max(log) FROM logs)
+EXCEPT SELECT partition FROM progress WHERE log = (SELECT max(log) FROM logs) ORDER BY 1
+"""
+"""Partitions of the present log that the ledger has rows of, and `progress` knows nothing of."""
+
+
 def check(connection: Connection, log: Log, found: Check) -> None:
     """Check every partition of this snapshot against the log as it is now."""
+    for (partition,) in connection.execute(_UNREAD).fetchall():
+        found.differs("a partition", partition=partition, expected="a row of progress", found=None)
     partitions = [Partition(*row) for row in connection.execute(_PARTITIONS).fetchall()]
     accounted: dict[int, set[int]] = {}
     for partition, offset in connection.execute(_RECENT, {"look_back": LOOK_BACK}):

@@ -136,7 +136,11 @@ def look(client: redis.Redis, period: str, user_ids: list[str]) -> tuple[Positio
             raise
     if not raw:
         return None
-    at = Position(raw[0].decode(), int(raw[1]), raw[2].decode(), int(raw[3]), int(raw[4]), int(raw[5]))
+    try:
+        at = Position(raw[0].decode(), int(raw[1]), raw[2].decode(), int(raw[3]), int(raw[4]), int(raw[5]))
+    except ValueError:
+        # What says where it stands is no position.
+        return None
     return at, list(zip(raw[6::2], raw[7::2], strict=True))
 
 
