@@ -132,7 +132,8 @@ const showEmpty = (view) => {
 };
 
 const showState = () => {
-  const offline = !navigator.onLine;
+  // Without a network a feed on this machine goes on all the same.
+  const offline = !navigator.onLine && live.feed !== "live";
   const state = offline ? "offline" : live.feed === "live" ? "live" : feedMissedAt ? "reading" : "connecting";
   showConnection(state);
   showBanner(news(offline));

@@ -141,8 +141,12 @@ export class Live {
     if (known === null || (known.entry !== null && compare(known, this.latest) < 0)) read(null);
   }
 
+  #mayAsk() {
+    return navigator.onLine || this.feed === "live";
+  }
+
   async #readPage() {
-    if (!navigator.onLine) return;
+    if (!this.#mayAsk()) return;
     try {
       const page = await api.standings(Math.max(this.depth, TOP), after(this.view, this.latest));
       this.trouble = null;
@@ -158,7 +162,7 @@ export class Live {
   async #readPlayer(which) {
     const userId = which === "own" ? this.ownId : this.chosenId;
     // who was found to have no line is told of the first one
-    if (!userId || !navigator.onLine || this.view === null || this[which]?.entry === null) return;
+    if (!userId || !this.#mayAsk() || this.view === null || this[which]?.entry === null) return;
     try {
       const line = await this.#lineOf(userId, this[which] === null);
       if (userId !== (which === "own" ? this.ownId : this.chosenId)) return;

@@ -87,7 +87,8 @@ export class Outbox {
       const mayHelp = problem.status === 0 || problem.status >= 500 || problem.status === 408 || problem.status === 429;
       const pauseS = Math.max(AGAIN_S[item.tries - 1] ?? 0, problem.retryAfterS ?? 0);
       if (!mayHelp || item.tries > AGAIN_S.length) {
-        this.#set(item, "refused");
+        // what was judged stays so, whatever became of sending it once more
+        this.#set(item, item.receipt?.judged_revision === undefined ? "refused" : item.receipt.status);
         return;
       }
       this.#set(item, "waiting");
