@@ -63,7 +63,7 @@ def _is_here(module: str) -> bool:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="trueboard")
 def trueboard() -> None:
-    """A live leaderboard whose every rank can be explained, replayed, undone and proven.
+    """A live leaderboard whose every rank can be explained, replayed and proven.
 
     Begin with `trueboard up`; in a second terminal try `trueboard token --user ada` and
     `trueboard simulate`. Every command takes --data DIR (default .trueboard), where `up` keeps

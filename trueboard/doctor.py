@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from core.errors import TrueboardError
-from core.topics import ALL as ALL_TOPICS
+from core.errors import Refused, TrueboardError
 from service.settings import data_directory, describe, mask, read_settings
 from trueboard import options
 from trueboard.devstack.kafka.jars import LEAST_JAVA, find_java, kafka_version
@@ -80,7 +79,7 @@ def command(data: Path | None, as_json: bool) -> None:
 def look(data: Path) -> Iterator[Check]:
     """Every check in turn; only the first if nothing is ready on this data directory."""
     try:
-        settings = read_settings(StackSettings, os.environ, data_dir=data)
+        read_settings(StackSettings, os.environ, data_dir=data)
         endpoints = Endpoints.read(data)
     except TrueboardError as error:
         yield Check(name="stack", ok=False, detail=str(error))
@@ -88,7 +87,7 @@ def look(data: Path) -> Iterator[Check]:
     yield _check("supervisor", lambda: _processes(endpoints))
     yield _check("postgres", lambda: _postgres(endpoints.postgres))
     yield _check("redis", lambda: _redis(endpoints.redis))
-    yield _check("kafka", lambda: _kafka(endpoints, settings.partitions))
+    yield _check("kafka", lambda: _kafka(endpoints))
     for name, url in endpoints.metrics.items():
         yield _check(name, lambda url=url: _ready(url))  # type: ignore[misc]  # bound now, not later
     yield _check("http", lambda: _boards(endpoints.http))
@@ -99,7 +98,7 @@ def look(data: Path) -> Iterator[Check]:
 def _check(name: str, look_at: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=look_at())
-    except _NotAsItShould as error:
+    except (_NotAsItShould, Refused) as error:
         return Check(name=name, ok=False, detail=str(error))
     except Exception as error:
         # whatever a client library raises is what this command is there to show
@@ -146,23 +145,14 @@ def _redis(url: str) -> str:
     return f"{name} {version} at {mask('redis', url)}"
 
 
-def _kafka(endpoints: Endpoints, partitions: int) -> str:
-    from confluent_kafka.admin import AdminClient
+def _kafka(endpoints: Endpoints) -> str:
+    from storage.kafka import topics
 
-    client = AdminClient({"bootstrap.servers": endpoints.kafka, "log_level": 0})
-    metadata = client.list_topics(timeout=_TIMEOUT_S)
-    found = {name: len(topic.partitions) for name, topic in metadata.topics.items()}
-    wrong = [
-        f"{topic.name} {'is missing' if topic.name not in found else f'has {found[topic.name]} partitions'}"
-        for topic in ALL_TOPICS
-        if found.get(topic.name) != partitions
-    ]
-    if wrong:
-        raise _NotAsItShould(f"{endpoints.kafka}: {', '.join(wrong)} (expected {partitions} partitions)")
-    brokers = len(metadata.brokers)
+    counts = topics.verify(endpoints.kafka, kind=endpoints.kafka_kind, timeout_s=_TIMEOUT_S)
     kinds = {"jvm": f"Apache Kafka {kafka_version()}", "memory": "the in-memory broker (forgets everything)"}
-    kind = kinds.get(endpoints.kafka_kind, f"{brokers} brokers")
-    return f"{kind} at {endpoints.kafka}, {len(ALL_TOPICS)} topics of {partitions} partitions"
+    kind = kinds.get(endpoints.kafka_kind, "Kafka")
+    partitions = " or ".join(map(str, sorted(set(counts.values()))))
+    return f"{kind} at {endpoints.kafka}, {len(counts)} topics of {partitions} partitions"
 
 
 def _get(url: str) -> tuple[int, bytes]:

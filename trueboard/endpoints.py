@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from core.errors import Unavailable
+from service.settings import read_settings
+from trueboard.devstack.settings import StackSettings
 
 FILE_NAME = "endpoints.json"
 
@@ -54,7 +56,10 @@ class Endpoints:
             ) from error
         except PermissionError as error:
             raise Unavailable(f"{path} belongs to another user: run this as who started it") from error
-        except msgspec.DecodeError as error:
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            # Of JSON, of its fields, or of the bytes.
             raise Unavailable(f"{path} is not of this version's shape: {error}") from error
 
     @classmethod
@@ -63,10 +68,10 @@ class Endpoints:
 
         Raises:
             Unavailable: none is ready there, nor is Postgres named.
+            SettingsError: the settings cannot be read.
         """
-        if not (data / FILE_NAME).exists() and environ.get("TRUEBOARD_POSTGRES_URL"):
-            return None
-        return cls.read(data)
+        named = read_settings(StackSettings, environ, data_dir=data).postgres_url
+        return None if named and not (data / FILE_NAME).exists() else cls.read(data)
 
     def write(self, data: Path) -> None:
         """Put the file in place, readable by its owner alone."""

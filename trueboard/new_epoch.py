@@ -21,6 +21,7 @@ from service import erasure_key
 from service.settings import data_directory, read_settings
 from storage.histories import Histories, Settled
 from trueboard import options
+from trueboard.devstack.settings import StackSettings
 from trueboard.endpoints import Endpoints
 
 PATIENCE_S: Final = 30.0
@@ -117,7 +118,7 @@ def _endpoints(data: Path) -> EpochSettings:
         redis_url=running.redis,
         kafka=running.kafka,
         kafka_kind=running.kafka_kind,
-        erasure_secret=os.environ.get("TRUEBOARD_ERASURE_SECRET", ""),
+        erasure_secret=read_settings(StackSettings, os.environ, data_dir=data).erasure_secret,
     )
 
 

@@ -49,6 +49,9 @@ class SetupSettings:
     catalogue: Path | None = None
     """Action types, points and limits (TOML); by default those of the package."""
 
+    data_dir: Path = Path(".trueboard")
+    """Where the key of erased people is made, if no secret is set."""
+
     patience_s: float = 60.0
     """How long all of it may wait for servers that do not answer."""
 
@@ -131,7 +134,7 @@ def _definitions(settings: SetupSettings) -> None:
         bootstrap=settings.kafka,
         kafka_kind=KIND,
         redis_url=None,
-        erasure_key=lambda: erasure_key.read(settings.erasure_secret, data_directory(os.environ) / "keys"),
+        erasure_key=lambda: erasure_key.read(settings.erasure_secret, settings.data_dir / "keys"),
     )
     try:
         histories.settle()

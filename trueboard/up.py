@@ -28,6 +28,7 @@ import psycopg
 from core.errors import TrueboardError
 from core.topics import ALL as ALL_TOPICS
 from ingest.settings import Settings as IngestSettings
+from service import erasure_key
 from service.settings import data_directory, mask, read_settings
 from trueboard.devstack.errors import CannotStart, sentence_of
 from trueboard.devstack.kafka.jars import LEAST_JAVA, Jars, find_java, kafka_version
@@ -74,9 +75,16 @@ class SetUp:
 
         migrate.apply(postgres_url)
 
-    def history(self, postgres_url: str, bootstrap: str, redis_url: str, *, kind: str, keys: Path) -> None:
+    def history(
+        self,
+        postgres_url: str,
+        bootstrap: str,
+        redis_url: str,
+        *,
+        kind: str,
+        erasure_key: Callable[[], bytes],
+    ) -> None:
         """Compare a ledger that may have been restored with what followed it, before it is written."""
-        from service import erasure_key
         from storage.histories import Histories
 
         histories = Histories(
@@ -84,7 +92,7 @@ class SetUp:
             bootstrap=bootstrap,
             kafka_kind=kind,
             redis_url=redis_url,
-            erasure_key=lambda: erasure_key.read(os.environ.get("TRUEBOARD_ERASURE_SECRET", ""), keys),
+            erasure_key=erasure_key,
         )
         try:
             histories.settle()
@@ -375,7 +383,7 @@ class Stack:
             self._bootstrap(),
             self._redis_url(),
             kind=self._kafka_kind,
-            keys=self._data / "keys",
+            erasure_key=lambda: erasure_key.read(self._settings.erasure_secret, self._data / "keys"),
         )
         self._set_up.definitions(self._postgres_url(), body)
         if self._options.catalogue is not None:
@@ -438,7 +446,12 @@ class Stack:
         if isinstance(program, MemoryKafka):
             self._complain("what the in-memory broker held is lost; the services go on with the new one")
             self._supervisor.replace(self._services)
-        self._endpoints().write(self._data)
+        try:
+            self._endpoints().write(self._data)
+        except (CannotStart, OSError) as error:
+            # What runs goes on: the next program that is started again writes it.
+            why = sentence_of(error, doing="writing it") if isinstance(error, OSError) else str(error)
+            self._complain(f"endpoints.json does not tell of the new {program.name}: {why}")
 
     # what others are told
 

@@ -58,7 +58,7 @@ class TooManyRevocations(TrueboardError):
     def __init__(self, held: int) -> None:
         super().__init__(
             f"{held} revocations are in force, and processes hold no more: to revoke every token there is, "
-            "take the issuer's key out of its key set"
+            "put another key in the place of the issuer's in its key set"
         )
 
 

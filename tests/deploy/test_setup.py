@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -115,6 +115,26 @@ def test_a_catalogue_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypat
 
     assert told.exit_code == 1
     assert "catalogue.toml cannot be read: No such file or directory" in told.output
+
+
+def test_the_key_of_erased_people_is_made_in_the_data_directory_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Histories:
+        def __init__(self, *, erasure_key: Callable[[], bytes], **_: object) -> None:
+            self.settle, self.close = erasure_key, lambda: None
+
+    for step in ("_schema", "_topics"):
+        monkeypatch.setattr(setup, step, lambda settings: None)
+    monkeypatch.setattr("storage.histories.Histories", Histories)
+    monkeypatch.setattr("storage.postgres.definitions.apply", lambda *_: None)
+    monkeypatch.setenv("TRUEBOARD_DATA", str(tmp_path / "another"))
+
+    told = _run(tmp_path, POSTGRES_URL="postgresql://x", KAFKA="x:1")
+
+    assert told.exit_code == 0
+    assert (tmp_path / "keys" / "erasure.key").exists()
+    assert not (tmp_path / "another").exists()
 
 
 @pytest.mark.services

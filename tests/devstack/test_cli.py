@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from core import topics
 from trueboard import cli, doctor
+from trueboard.devstack.kafka.memory import MockCluster
 from trueboard.endpoints import Endpoints
 
 
@@ -79,6 +81,43 @@ def test_doctor_names_everything_that_does_not_answer_and_shows_no_password(tmp_
     assert told.exit_code == 1
     assert fails == {"supervisor", "postgres", "redis", "kafka", "ingest", "http", "feed", "jwks"}
     assert "secret" not in told.output
+
+
+def kafka_looked_at(cluster: MockCluster) -> doctor.Check:
+    endpoints = Endpoints(
+        http="http://127.0.0.1:1",
+        feed="http://127.0.0.1:1",
+        kafka=cluster.bootstrap,
+        kafka_kind=cluster.kind,
+        postgres="postgresql://u:secret@127.0.0.1:1/x",
+        redis="redis://:secret@127.0.0.1:1/0",
+        jwks="http://127.0.0.1:1/.well-known/jwks.json",
+        issuer="trueboard",
+        audience="trueboard",
+        metrics={},
+        processes={},
+    )
+    return doctor._check("kafka", lambda: doctor._kafka(endpoints))
+
+
+@pytest.mark.parametrize(("submitted", "shown"), [(2, "2"), (5, "2 or 5")])
+def test_doctor_lets_the_submitted_topic_have_grown(memory_kafka: MockCluster, submitted: int, shown: str):
+    for topic in topics.ALL:
+        memory_kafka.make_topic(topic.name, submitted if topic is topics.SUBMITTED else 2)
+
+    check = kafka_looked_at(memory_kafka)
+
+    assert check.ok
+    assert check.detail.endswith(f"{len(topics.ALL)} topics of {shown} partitions")
+
+
+def test_doctor_says_what_is_wrong_with_topics_in_their_own_words(memory_kafka: MockCluster):
+    for topic in topics.ALL[1:]:
+        memory_kafka.make_topic(topic.name, 2)
+
+    check = kafka_looked_at(memory_kafka)
+
+    assert (check.ok, check.detail) == (False, f"topic {topics.ALL[0].name} does not exist")
 
 
 @pytest.mark.kafka

@@ -57,6 +57,42 @@ def test_a_file_of_another_shape_is_an_error_and_no_guess(tmp_path: Path):
         Endpoints.read(tmp_path)
 
 
+@pytest.mark.parametrize("spoilt", [b'{"http": "\xff"}', b"\xff\xfe", b"", b"{"])
+def test_a_spoilt_file_is_an_error_and_no_guess(tmp_path: Path, spoilt: bytes):
+    (tmp_path / "endpoints.json").write_bytes(spoilt)
+
+    with pytest.raises(Unavailable, match="shape"):
+        Endpoints.read(tmp_path)
+
+
+def test_what_is_no_file_is_an_error(tmp_path: Path):
+    (tmp_path / "endpoints.json").mkdir()
+
+    with pytest.raises(Unavailable, match="cannot be read: Is a directory"):
+        Endpoints.read(tmp_path)
+
+
+NAMED = "postgresql://u:p@127.0.0.1:1/x"
+
+
+@pytest.mark.parametrize(
+    ("environ", "toml"), [({}, f'postgres_url = "{NAMED}"\n'), ({"TRUEBOARD_POSTGRES_URL": NAMED}, "")]
+)
+def test_where_settings_name_servers_nothing_need_run(tmp_path: Path, environ: dict[str, str], toml: str):
+    (tmp_path / "trueboard.toml").write_text(toml)
+
+    assert Endpoints.unless_named(tmp_path, environ) is None
+
+    ENDPOINTS.write(tmp_path)
+    assert Endpoints.unless_named(tmp_path, environ) == ENDPOINTS
+
+
+@pytest.mark.parametrize("environ", [{}, {"TRUEBOARD_POSTGRES_URL": ""}])
+def test_where_they_name_none_something_must(tmp_path: Path, environ: dict[str, str]):
+    with pytest.raises(Unavailable, match="trueboard up --data"):
+        Endpoints.unless_named(tmp_path, environ)
+
+
 def test_removing_twice_is_fine(tmp_path: Path):
     ENDPOINTS.write(tmp_path)
     Endpoints.remove(tmp_path)

@@ -53,6 +53,23 @@ def test_zero_takes_the_remembered_port_else_any_free_one(tmp_path: Path):
     assert Ports(tmp_path).of("http", wanted=0) == first
 
 
+def test_zero_takes_another_where_the_remembered_port_is_taken(tmp_path: Path, taken_port: int):
+    (tmp_path / "ports.json").write_text(f'{{"http": {taken_port}}}')
+
+    port = Ports(tmp_path).of("http", wanted=0)
+
+    assert port not in (0, taken_port)
+    assert Ports(tmp_path).known("http") == port
+
+
+@pytest.mark.parametrize("wanted", [None, 0, 8080])
+def test_a_host_that_is_not_this_machines_is_said_so(tmp_path: Path, wanted: int | None):
+    with pytest.raises(CannotStart, match=r"of 192\.0\.2\.1: Cannot assign requested address") as told:
+        Ports(tmp_path).of("http", wanted=wanted, host="192.0.2.1", option="--http-port")
+
+    assert "taken" not in str(told.value)
+
+
 def test_a_wanted_port_replaces_the_remembered_one(tmp_path: Path):
     wanted = free_port()
     Ports(tmp_path).of("http")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from tests.devstack.stand_in import is_running
 from trueboard import up
 from trueboard.devstack.errors import CannotStart
 from trueboard.devstack.ports import free_port
+from trueboard.devstack.valkey import Valkey
 from trueboard.endpoints import Endpoints
 
 pytestmark = pytest.mark.services
@@ -372,3 +374,50 @@ def test_topics_kept_in_kafka_are_not_left_behind_for_the_memory_broker_unasked(
 
     with pytest.raises(CannotStart, match=r"needs Java 17 or newer.*--kafka memory"):
         stack._choose_kafka("auto")
+
+
+@pytest.fixture
+def stack_alone(tmp_path: Path) -> tuple[up.Stack, list[str]]:
+    """A stack that knows its addresses and runs nothing, and what it complains of."""
+    said: list[str] = []
+    stack = up.Stack(
+        up.Options(data=tmp_path), services={}, set_up=up.SetUp(), say=lambda _: None, complain=said.append
+    )
+    stack._http_port = stack._feed_port = 1
+    stack._postgres_url = lambda: "postgresql://127.0.0.1:1/x"
+    stack._redis_url = lambda: "redis://127.0.0.1:1/0"
+    stack._bootstrap = lambda: "127.0.0.1:1"
+    return stack, said
+
+
+def test_endpoints_that_cannot_be_told_are_complained_of_and_written_the_next_time(
+    stack_alone: tuple[up.Stack, list[str]], tmp_path: Path
+):
+    stack, said = stack_alone
+    program = Valkey(tmp_path, free_port())
+
+    def not_yet() -> str:
+        raise CannotStart("kafka listens nowhere yet")
+
+    bootstrap, stack._bootstrap = stack._bootstrap, not_yet
+    stack._changed(program)
+    stack._bootstrap = bootstrap
+    first = list(said)
+    stack._changed(program)
+
+    assert first == said == ["endpoints.json does not tell of the new valkey: kafka listens nowhere yet"]
+    assert Endpoints.read(tmp_path).kafka == "127.0.0.1:1"
+
+
+def test_a_disk_that_is_full_when_a_program_came_back_stops_nothing(
+    stack_alone: tuple[up.Stack, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write(endpoints: Endpoints, data: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    stack, said = stack_alone
+    monkeypatch.setattr(Endpoints, "write", write)
+    stack._changed(Valkey(tmp_path, free_port()))
+
+    (line,) = said
+    assert line.startswith("endpoints.json does not tell of the new valkey: the disk is full")

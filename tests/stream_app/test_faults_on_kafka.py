@@ -97,7 +97,8 @@ def test_a_worker_that_a_record_keeps_ends_itself_and_the_try_is_counted(faulty,
     put(faulty, 2, "a1", how)
     worker = faulty.start(TRUEBOARD_STUCK_S="3")
 
-    assert worker.wait(timeout=90) == 1
+    # By its own exit code; or, rarely, by the stacks it writes down while they change (`faulthandler`).
+    assert worker.wait(timeout=90) in (1, -signal.SIGSEGV)
     assert rows(faulty.url, "SELECT partition, record_offset, tries FROM attempts") == [(2, 0, 1)]
 
 

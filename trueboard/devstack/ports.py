@@ -6,6 +6,7 @@ or a remembered one would now and then belong to somebody's outgoing connection.
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import socket
@@ -17,14 +18,20 @@ _LOWEST, _HIGHEST = 20_000, 32_000
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen there now.
+
+    Raises:
+        CannotStart: not on this host, whatever the port is, or not on this port, whoever else does.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
             probe.listen(1)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise CannotStart(f"nothing can listen on port {port} of {host}: {error.strerror}") from error
             return False
     return True
 
@@ -56,13 +63,15 @@ class Ports:
         return self._known.get(name)
 
     def of(self, name: str, *, wanted: int | None = None, host: str = "127.0.0.1", option: str = "") -> int:
-        """The port for `name`: the wanted one (0: any free one), else the remembered, else a free one.
+        """The port for `name`: the wanted one, else the remembered, else a free one.
+
+        Wanted may be 0: the remembered one while it is free, else any that is.
 
         Raises:
             CannotStart: it is known which port it must be, and somebody else listens there.
         """
-        port = wanted or (self._known.get(name) if wanted is None or name in self._known else None)
-        if port is None:
+        port = wanted or self._known.get(name)
+        if port is None or (wanted == 0 and not is_free(port, host)):
             port = free_port(taken=frozenset(self._known.values()), host=host)
         elif not is_free(port, host):
             raise CannotStart(self._taken(name, port, host, option, wanted))

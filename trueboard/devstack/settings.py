@@ -42,6 +42,9 @@ class StackSettings:
     loopback_address_rate: int = 100_000
     """Requests a second from one loopback address: here many users share one."""
 
+    erasure_secret: str = ""
+    """As of `stream_app`: the same for all that erase."""
+
     cache_dir: str | None = None
     """Where downloaded jars are kept; by default `cache` in the data directory."""
 
