@@ -21,6 +21,9 @@ import trueboard.devstack.settings
 from service import metrics
 from service.settings import PREFIX
 from tests.docs import examples, pages
+from trueboard import up
+from trueboard.new_epoch import EpochSettings
+from trueboard.resume import ResumeSettings
 from trueboard.setup import SetupSettings
 
 SETTINGS: Final = {
@@ -30,6 +33,8 @@ SETTINGS: Final = {
     "auditor": auditor.settings.Settings,
     "up": trueboard.devstack.settings.StackSettings,
     "setup": SetupSettings,
+    "new-epoch": EpochSettings,
+    "resume-partition": ResumeSettings,
 }
 
 MEANINGS: Final = {
@@ -61,6 +66,10 @@ MEANINGS: Final = {
 """Of settings that several processes read, or whose class leaves it at the name."""
 
 
+_UP: Final = {"http_port": f"`{up.DEFAULT_HTTP_PORT}`", "feed_port": f"`{up.DEFAULT_FEED_PORT}`"}
+"""What `up` takes where its class leaves it open."""
+
+
 def settings_table() -> str:
     """A row for every variable that a process reads."""
     rows: dict[str, dict[str, Field[Any]]] = {}
@@ -82,6 +91,8 @@ def settings_table() -> str:
 
 def _default(readers: dict[str, Field[Any]]) -> str:
     shown = {reader: _shown(field) for reader, field in readers.items()}
+    if "up" in readers and readers["up"].name in _UP:
+        shown["up"] = _UP[readers["up"].name]
     if len(shown) > 1 and shown.get("up") == "none":
         del shown["up"]
     if len(set(shown.values())) == 1:
