@@ -130,7 +130,7 @@ class Keeping(Following):
         super().__init__("boards", on_defect)
         self._copies, self._replier = copies, replier
         self._url, self._every_s = postgres_url, reconcile_every_s
-        self._prove = prove
+        self._prove, self._proven = prove, False
         self._lock: Connection | None = None
         self._kept_since_s = float("-inf")
         self._look_began_s = self._compared_s = time.monotonic()
@@ -192,10 +192,13 @@ class Keeping(Following):
                 self._lock = connections.connect(
                     self._url, name="boards", autocommit=True, before_compared=True
                 )
-                for copy in self._copies:
-                    copy.close()
-                self._prove(self._lock)
+                self._proven = False
             try:
+                if not self._proven:
+                    for copy in self._copies:
+                        copy.close()
+                    self._prove(self._lock)
+                    self._proven = True
                 row = self._lock.execute(
                     "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
                     "  AND objid = %(key)s AND pid = pg_backend_pid() AND granted) THEN true"

@@ -13,7 +13,7 @@ from typing import Final
 from core import words
 from storage.followers import At
 from storage.postgres import arrays
-from storage.postgres.connections import Connection
+from storage.postgres.connections import Connection, schema_awaited
 from storage.postgres.contents import Content, PeriodChange, PersonRow
 from storage.postgres.deltas import Change, Link
 from storage.postgres.ledger import Appended, DeltaColumns, Position
@@ -89,11 +89,15 @@ class Hand:
         """Forget what the ledger behind this connection has not got: it may be a restored one."""
         with self._lock:
             revisions = list(self._contents)
-        digests: dict[int, str] = dict(
-            connection.execute(
-                "SELECT revision, encode(digest, 'hex') FROM revisions WHERE revision = ANY(%s)", (revisions,)
-            ).fetchall()
-        )
+        if not revisions:
+            return
+        with schema_awaited():
+            digests: dict[int, str] = dict(
+                connection.execute(
+                    "SELECT revision, encode(digest, 'hex') FROM revisions WHERE revision = ANY(%s)",
+                    (revisions,),
+                ).fetchall()
+            )
         with self._lock:
             for revision in revisions:
                 content = self._contents.get(revision)

@@ -7,6 +7,10 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
+import pytest
+
+from core.errors import Unavailable
 from storage.redis.boards import PAGE
 from stream_app import following
 from stream_app.following import COMPARED_PAGES, Following, Keeping, Listening
@@ -72,12 +76,10 @@ def test_who_is_never_let_sleep_by_what_is_in_hand_looks_all_the_same(monkeypatc
     try:
         follower.after(1)
         until_s = time.monotonic() + 30
-        while not any(follower.looks[1:]):
+        while not (any(follower.looks[1:]) and False in follower.looks):
             assert time.monotonic() < until_s
             follower.wake(in_hand=True)
             time.sleep(0.01)
-
-        assert False in follower.looks
     finally:
         follower.end()
         follower.join()
@@ -196,6 +198,9 @@ def test_a_keeper_asks_for_its_lock_once_a_second_and_at_once_when_it_lost_it(mo
             asked.append("lock")
             return SimpleNamespace(fetchone=lambda: (True,))
 
+        def close(self) -> None:
+            self.closed = True
+
     sessions: list[Session] = []
 
     def connect(*_: Any, **__: Any) -> Session:
@@ -216,3 +221,34 @@ def test_a_keeper_asks_for_its_lock_once_a_second_and_at_once_when_it_lost_it(mo
     sessions[-1].closed = True
     assert kept._is_keeper()
     assert (len(asked), len(sessions)) == (3, 2)
+
+
+@pytest.mark.parametrize("error", [Unavailable("no table yet"), psycopg.errors.QueryCanceled()])
+def test_nobody_keeps_copies_before_what_is_in_hand_was_held_against_the_ledger(monkeypatch, error):
+    class Session:
+        closed = False
+
+        def execute(self, *_: Any) -> Any:
+            return SimpleNamespace(fetchone=lambda: (True,))
+
+        def close(self) -> None:
+            self.closed = True
+
+    asked: list[Any] = []
+
+    def prove(connection: Any) -> None:
+        asked.append(connection)
+        if len(asked) < 3:
+            raise error
+
+    monkeypatch.setattr(following.connections, "connect", lambda *_, **__: Session())
+    copy = Copy(pages=1)
+    kept: Any = Keeping([copy], None, _raise, postgres_url="", reconcile_every_s=9.0, prove=prove)  # type: ignore[arg-type, list-item]
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            kept._is_keeper()
+
+    assert kept._is_keeper()
+    assert kept._is_keeper()
+    assert len(asked) == 3
+    assert copy.done == ["closed"] * 3
