@@ -77,7 +77,7 @@ class PreparedSocket(WebSocketsSansIOProtocol):
     """One WebSocket connection; a `push.hub.Sink` for any number of readers."""
 
     # The dictionary of uvicorn's own attributes is full: one more would double it.
-    __slots__ = ("_flow", "_readers", "awaited", "closing", "compressed", "file")
+    __slots__ = ("_flow", "_pong", "_readers", "awaited", "closing", "compressed", "file")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,6 +87,8 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         self.closing: Wording = OURS
         """In which protocol's words this socket is closed."""
         self._flow: Flow | None = None
+        self._pong = b""
+        """What is owed to the latest ping that came while the socket was full."""
         self._readers: tuple[Reader, ...] = ()
         self.awaited: bytes | None = None
         """A short text that the client is to say, only to show that it is there: it is taken here."""
@@ -174,11 +176,15 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         self.transport.close()
 
     def handle_ping(self) -> None:
-        # Who pings and reads nothing would have all the answers kept here. One of the latest is enough
-        # (RFC 6455 §5.5.3).
-        pong = b"".join(self.conn.data_to_send())
-        if self.writable.is_set() and not (self.close_sent or self.transport.is_closing()):
-            self.transport.write(pong)
+        pongs = self.conn.data_to_send()
+        if not pongs or self.close_sent or self.transport.is_closing():
+            return
+        if self.writable.is_set():
+            self.transport.write(b"".join(pongs))
+        else:
+            # Who pings and reads nothing would have all of them kept. To answer the latest is enough
+            # (RFC 6455 §5.5.3).
+            self._pong = pongs[-1]
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -209,6 +215,9 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        pong, self._pong = self._pong, b""
+        if pong:
+            self.write(pong)
         if self._flow is not None:
             for reader in self._readers:
                 # What one of them is sent may fill it again.

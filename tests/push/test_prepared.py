@@ -340,12 +340,18 @@ async def test_a_head_that_the_protocol_does_not_take_is_answered_and_closed(
 
 
 @pytest.mark.parametrize("has_room", [True, False])
-def test_a_ping_is_answered_only_where_the_answer_goes_out_at_once(bare: Any, has_room: bool) -> None:
+def test_of_pings_that_come_while_a_socket_is_full_the_latest_is_answered(bare: Any, has_room: bool) -> None:
     written: list[bytes] = []
     bare.transport = SimpleNamespace(write=written.append, is_closing=lambda: False)
-    bare.conn = SimpleNamespace(data_to_send=lambda: [b"pong"])
+    said = [[b"one", b"two"], [], [b"three"]]
+    bare.conn = SimpleNamespace(data_to_send=lambda: said.pop(0))
     if not has_room:
         bare.writable.clear()
-    bare.handle_ping()
+    for _ in range(3):
+        bare.handle_ping()
+    before = list(written)
+    bare.resume_writing()
+    bare.resume_writing()
 
-    assert written == ([b"pong"] if has_room else [])
+    assert before == ([b"onetwo", b"three"] if has_room else [])
+    assert written == ([b"onetwo", b"three"] if has_room else [b"three"])
