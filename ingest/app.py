@@ -13,11 +13,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
+import msgspec
 from litestar import HttpMethod, Litestar, Response, asgi
 from litestar import route as litestar_route
 from litestar.exceptions import HTTPException
@@ -51,8 +49,8 @@ from service.revocations import Revocations
 from service.tokens import TokenVerifier
 from storage.kafka.delivery import Delivery as KafkaDelivery
 from storage.kafka.log_ends import LogEnds
+from storage.postgres import connections, reading
 from storage.postgres import definitions as stored_definitions
-from storage.postgres import reading
 from storage.postgres import revocations as stored_revocations
 from storage.postgres.receipts import Receipts as LedgerReceipts
 from storage.redis import limits as redis_limits
@@ -68,6 +66,7 @@ _PROGRESS_EVERY_S = 1.0
 _KAFKA_RETRY_S = 1.0
 _FIRST_READ_S = 2.0
 _FLUSH_WITHIN_S = 4.5
+_WATCHING_CONNECTIONS = 2
 
 _log = logs.get("ingest.app")
 
@@ -219,6 +218,7 @@ class Readiness:
         self.keys_known = False
         self.serving = False
         self.stopping = False
+        self._warm = False
         self._loop, self._delivery, self._definitions = loop, delivery, definitions
         self._revocations = revocations
         self._beat_s = loop.time()
@@ -232,8 +232,10 @@ class Readiness:
         return {"ok": behind_s < 10.0, "loop_behind_s": round(behind_s, 2)}
 
     def ready(self) -> tuple[bool, Mapping[str, Any]]:
+        # Without Kafka this process still answers all reads, and says of the others when to come again.
+        self._warm = self._warm or self._delivery.ready
         shown = {
-            "kafka": self._delivery.ready,
+            "kafka": self._warm,
             "keys": self.keys_known,
             "catalogue": self._definitions.known,
             "revocations": self._revocations.known,
@@ -253,6 +255,10 @@ async def serve(settings: Settings) -> None:
             StoredStandings.connect(settings.redis_url, settings.postgres_url, name="ingest")
         )
         pool = standings.pool
+        # What everything else hangs on waits for no reader of old pages.
+        watching = await stack.enter_async_context(
+            connections.pool(settings.postgres_url, name="ingest watch", most=_WATCHING_CONNECTIONS)
+        )
         line = Line(settings.redis_url, name="trueboard-ingest")
         await line.start()
         stack.push_async_callback(line.stop)
@@ -262,7 +268,7 @@ async def serve(settings: Settings) -> None:
         delivery = KafkaDelivery(settings.kafka, client_id=f"trueboard-ingest-{instance}")
         stack.push_async_callback(delivery.stop, _FLUSH_WITHIN_S)
         revocations = Revocations(
-            lambda first: stored_revocations.read(pool, first), interval_s=settings.revocations_interval_s
+            lambda first: stored_revocations.read(watching, first), interval_s=settings.revocations_interval_s
         )
         verifier = TokenVerifier(
             settings.jwks,
@@ -273,9 +279,9 @@ async def serve(settings: Settings) -> None:
             revocations=revocations,
         )
         definitions = Definitions(
-            lambda: reading.fence(pool),
-            lambda: stored_definitions.current_catalogue_async(pool),
-            lambda: reading.public_boards(pool),
+            lambda: reading.fence(watching),
+            lambda: stored_definitions.current_catalogue_async(watching),
+            lambda: reading.public_boards(watching),
         )
         backlog = Backlog(
             delivery.acknowledged, late_after_s=settings.late_after_s, shed_after_s=settings.shed_after_s
@@ -299,7 +305,7 @@ async def serve(settings: Settings) -> None:
                 tickets=lambda claims: redis_tickets.issue(standings.redis, claims),
                 past_page=lambda *asked: reading.past_page(pool, *asked),
                 public_boards=definitions.public,
-                jwks=lambda: read_jwks(settings.jwks),
+                jwks=lambda: _published(verifier),
                 backlog=backlog,
                 attempts=attempts,
             ),
@@ -309,7 +315,7 @@ async def serve(settings: Settings) -> None:
             revocations.run(),
             _warm(delivery, verifier, standings, readiness),
             _watch_backlog(backlog, readiness),
-            _watch_progress(backlog, pool),
+            _watch_progress(backlog, watching),
             _watch_log_ends(backlog, settings.kafka, settings.late_after_s),
         ):
             await stack.enter_async_context(_running(task))
@@ -395,14 +401,9 @@ def _log_ends(kafka: str, partitions: set[int]) -> dict[int, int]:
         log.close()
 
 
-async def read_jwks(jwks: str) -> bytes:
-    """The key set's bytes, from a path or a URL. Raises OSError."""
-    if urlsplit(jwks).scheme in ("http", "https"):
-        try:
-            async with httpx.AsyncClient(timeout=3.0) as client:
-                reply = await client.get(jwks)
-                reply.raise_for_status()
-                return reply.content
-        except httpx.HTTPError as error:
-            raise OSError(str(error)) from error
-    return await asyncio.to_thread(Path(jwks).read_bytes)
+async def _published(verifier: TokenVerifier) -> bytes:
+    """The key set that tokens are checked with. Raises OSError where none was ever read."""
+    document = await verifier.key_set()
+    if document is None:
+        raise OSError("no key set was read yet")
+    return msgspec.json.encode(document)

@@ -163,6 +163,11 @@ class TokenVerifier:
             return False
         return True
 
+    async def key_set(self) -> Any:
+        """The issuer's key set as it was read last, which is tried again where that is long ago; or None."""
+        await self.keys_known()
+        return self._keys.document
+
     async def _verify(self, token: bytes | str) -> Claims:
         raw = _bytes_of(token)
         if self._bad.get(raw, 0.0) > self._monotonic_s():
@@ -286,7 +291,7 @@ class _Keys:
         self._jwks = jwks
         self._monotonic_s = monotonic_s
         self._by_id: dict[str, _Key] = {}
-        self._document: Any = None
+        self.document: Any = None
         self._fetched_at_s: float | None = None
         self._tried_at_s = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -323,8 +328,8 @@ class _Keys:
         else:
             metrics.KEY_FETCHES.labels("read").inc()
             self._fetched_at_s = self._monotonic_s()
-            if document != self._document:
-                self._document, self._by_id = document, by_id
+            if document != self.document:
+                self.document, self._by_id = document, by_id
                 self.generation += 1
                 _log.info("token_keys_read", kids=sorted(by_id))
         finally:

@@ -35,6 +35,9 @@ AT_LEAST_WAIT_S: Final = 2.0
 
 _REDIS_TIMEOUT_S: Final = 0.5
 _REDIS_REST_S: Final = 0.5
+_CONNECTIONS_MOST: Final = 64
+_SCRIPTS_AT_ONCE: Final = 56
+"""Below the connections there are: tickets take some too."""
 _KEPT_S: Final = 1.0
 
 Source = Literal["redis", "memory", "postgres"]
@@ -85,6 +88,7 @@ class Standings:
         self._page = client.register_script(scripts.source("board_page"))
         self._players = client.register_script(scripts.source("board_players"))
         self._rest_until = 0.0
+        self._at_once = asyncio.Semaphore(_SCRIPTS_AT_ONCE)
         self._shown: dict[str, tuple[str, int]] = {}
         self._periods: frozenset[str] = frozenset()
         self._kept: dict[tuple[Any, ...], _Kept] = {}
@@ -99,32 +103,15 @@ class Standings:
             redis_url,
             socket_timeout=_REDIS_TIMEOUT_S,
             socket_connect_timeout=_REDIS_TIMEOUT_S,
-            max_connections=64,
+            max_connections=_CONNECTIONS_MOST,
             # A reader has Postgres to go to: it does not try Redis again for seconds.
             retry=Retry(NoBackoff(), 1),
         )
-        pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            postgres_url,
-            min_size=0,
-            max_size=connections_most,
-            timeout=2.0,
-            open=False,
-            connection_class=connections.Pooled,
-            kwargs={
-                "application_name": f"trueboard {name}",
-                "connect_timeout": connections.CONNECT_TIMEOUT_S,
-                "autocommit": True,
-                "options": "-c statement_timeout=5000 -c timezone=UTC -c jit=off",
-                **connections.KEEPALIVES,
-            },
-            check=AsyncConnectionPool.check_connection,
-        )
-        await pool.open()
-        try:
-            yield cls(client, pool)
-        finally:
-            await client.aclose()
-            await pool.close(timeout=1.0)
+        async with connections.pool(postgres_url, name=name, most=connections_most) as pool:
+            try:
+                yield cls(client, pool)
+            finally:
+                await client.aclose()
 
     async def page(
         self,
@@ -258,7 +245,11 @@ class Standings:
         if time.monotonic() < self._rest_until:
             return None
         try:
-            raw: list[Any] | None = await script(keys=list(keys.board(period)), args=list(arguments))
+            # More at once than there are connections is no sign of a dead Redis.
+            async with self._at_once:
+                if time.monotonic() < self._rest_until:
+                    return None
+                raw: list[Any] | None = await script(keys=list(keys.board(period)), args=list(arguments))
         except redis.exceptions.ResponseError:
             return None
         except (RedisError, OSError, TimeoutError):

@@ -153,6 +153,32 @@ class Pooled(psycopg.AsyncConnection[tuple[Any, ...]]):
 
 
 @asynccontextmanager
+async def pool(url: str, *, name: str, most: int) -> AsyncIterator[AsyncConnectionPool[Any]]:
+    """A pool for `reading`, of at most so many connections. Opens even while the server is down."""
+    made: AsyncConnectionPool[Any] = AsyncConnectionPool(
+        url,
+        min_size=0,
+        max_size=most,
+        timeout=2.0,
+        open=False,
+        connection_class=Pooled,
+        kwargs={
+            "application_name": f"trueboard {name}",
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "autocommit": True,
+            "options": "-c statement_timeout=5000 -c timezone=UTC -c jit=off",
+            **KEEPALIVES,
+        },
+        check=AsyncConnectionPool.check_connection,
+    )
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close(timeout=1.0)
+
+
+@asynccontextmanager
 async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Any]:
     """A connection of a pool of readers (`connection_class` being `Pooled`).
 

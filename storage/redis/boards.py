@@ -109,6 +109,8 @@ class BoardCopy:
         self._swap = client.register_script(scripts.source("board_swap"))
         self._z, self._m, self._meta = keys.board(period)
         self._compared_player = 0
+        self._missing_for = "lost"
+        """Why there is no copy, if there is none."""
         self.lag_revisions = 0
 
     def close(self) -> None:
@@ -125,7 +127,8 @@ class BoardCopy:
     def step(self, *, look: bool = True) -> bool:
         at = self.position()
         if at is None:
-            self._build_for("lost")
+            self._build_for(self._missing_for)
+            self._missing_for = "lost"
             return True
         piece = self._from_hand(at) if at == self._sure else None
         if piece is None and at == self._sure and not look:
@@ -351,6 +354,7 @@ class BoardCopy:
         """Let nobody read the copy any more; the next step builds it anew."""
         with unavailable():
             self._redis.delete(self._meta)
+        self._missing_for = "drift"
 
     def _differing(self, rows: list[EntryRow]) -> int:
         if not rows:

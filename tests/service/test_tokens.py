@@ -634,6 +634,17 @@ async def test_without_any_keys_it_is_unavailable_not_the_tokens_fault(issuer, p
     assert (await verifier.verify(signed(private))).sub == "u1"
 
 
+async def test_the_key_set_is_published_as_it_was_read(issuer, clock):
+    issuer.status = 503
+    verifier = verifier_for(issuer.url, clock)
+    assert await verifier.key_set() is None
+    issuer.status, clock.ahead_s = 200, 2
+    for _ in range(50):
+        assert await verifier.key_set() == json.loads(issuer.body)
+
+    assert issuer.reads == 2
+
+
 def listed(private: dict, **changes) -> dict:
     key = {name: value for name, value in private.items() if name != "d"} | changes
     return {name: value for name, value in key.items() if value is not ...}
