@@ -127,6 +127,9 @@ class Door:
                 reply = await endpoint.handler(request)
             except (Refused, Unavailable) as error:
                 reply = self.refused(request, error)
+                # What was read hangs on the frames it was raised in, and a frame may hold the error: such
+                # rings would keep whole bodies until the collector comes by, which is seldom here.
+                error.__traceback__ = error.__context__ = error.__cause__ = None
             except ClientGone:
                 return
             except Exception:

@@ -14,6 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -34,6 +35,11 @@ READ_S: Final = 10.0
 KEEP_ALIVE_S: Final = 5
 STOP_WITHIN_S: Final = 6
 
+MOST_HEAD_BYTES: Final = 32 * 1024
+"""Of a head that is not whole yet, where it is given up; whole ones are looked at by the door."""
+
+LONGEST_KEPT_URL_BYTES: Final = 512
+
 _SWEEP_EVERY_S = 0.5
 _BACKLOG = 2048
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -53,7 +59,8 @@ class Protocol(HttpToolsProtocol):
         self.sending_since_s = 0.0
         self.reading_since_s = 0.0
         self.idle_since_s = 0.0
-        self._begun = False
+        self._begun = self._head_open = False
+        self._head_bytes = 0
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -81,14 +88,23 @@ class Protocol(HttpToolsProtocol):
         if not self.sending_since_s and (self.cycle is None or self.cycle.response_complete):
             self.sending_since_s = self.loop.time()
         super().data_received(data)
+        if self._head_open:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                status = 431 if self.headers else 414
+                self._answer_and_close(status, "too_large", "The head of the request is too large.")
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._begun = True
+        self._begun = self._head_open = True
+        self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_open:
+            # A trailer (RFC 9110 §6.5.1): nothing here is to be said after the body.
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -97,7 +113,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         parser = self.parser
         version = parser.get_http_version()
-        path, raw_path, query = _parts_of(self.url)
+        self._head_open = False
+        # Long ones are not kept: they are few, and refused.
+        parts_of = _parts_of if len(self.url) <= LONGEST_KEPT_URL_BYTES else _parts_of.__wrapped__
+        path, raw_path, query = parts_of(self.url)
         self.scope = {
             "type": "http",
             "asgi": _ASGI,  # type: ignore[typeddict-item]
@@ -182,7 +201,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = problems.encode(code, status, detail, tracing.make().trace_id)
-        reason = {400: "Bad Request", 408: "Request Timeout"}[status]
+        reason = HTTPStatus(status).phrase
         self.transport.write(
             (
                 f"HTTP/1.1 {status} {reason}\r\ncontent-type: {problems.CONTENT_TYPE.decode()}\r\n"

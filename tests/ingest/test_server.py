@@ -153,6 +153,32 @@ async def test_a_chunked_body_is_counted_as_it_comes(listening: Listening) -> No
     assert status(refused) == 413
 
 
+async def test_what_comes_after_a_body_is_no_header(listening: Listening) -> None:
+    token = listening.world.tokens.give("ann", "actions:write")
+    head = post(b"", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+    body = b'{"action_id":"a","type":"commit"}'
+    trailer = f"Authorization: Bearer {token}\r\n\r\n".encode()
+
+    assert status(await listening.say(head + b"%x\r\n%s\r\n0\r\n" % (len(body), body) + trailer)) == 401
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(GET + b"a:b\r\n" * 20_000, 431), (b"GET /" + b"a" * 100_000, 414)],
+    ids=["headers", "a path"],
+)
+async def test_a_head_without_end_is_given_up_before_it_takes_room(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch, raw: bytes, expected: int
+) -> None:
+    monkeypatch.setattr(server, "RECEIVE_S", 60.0)
+
+    assert status(await listening.say(raw)) == expected
+
+
+def test_long_addresses_are_not_kept() -> None:
+    assert server.LONGEST_KEPT_URL_BYTES * server._parts_of.cache_info().maxsize < 1 << 20  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
