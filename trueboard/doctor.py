@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from core.errors import Refused, TrueboardError
+from core.errors import TrueboardError
 from service.settings import data_directory, describe, mask, read_settings
 from trueboard import options
 from trueboard.devstack.kafka.jars import LEAST_JAVA, find_java, kafka_version
@@ -98,7 +98,7 @@ def look(data: Path) -> Iterator[Check]:
 def _check(name: str, look_at: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=look_at())
-    except (_NotAsItShould, Refused) as error:
+    except (_NotAsItShould, TrueboardError) as error:
         return Check(name=name, ok=False, detail=str(error))
     except Exception as error:
         # whatever a client library raises is what this command is there to show

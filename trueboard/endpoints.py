@@ -15,9 +15,15 @@ import msgspec
 
 from core.errors import Unavailable
 from service.settings import read_settings
-from trueboard.devstack.settings import StackSettings
 
 FILE_NAME = "endpoints.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The one setting that says whether servers are named; the others may be meant for services."""
+
+    postgres_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ class Endpoints:
             Unavailable: none is ready there, nor is Postgres named.
             SettingsError: the settings cannot be read.
         """
-        named = read_settings(StackSettings, environ, data_dir=data).postgres_url
+        named = read_settings(_Named, environ, data_dir=data).postgres_url
         return None if named and not (data / FILE_NAME).exists() else cls.read(data)
 
     def write(self, data: Path) -> None:

@@ -21,7 +21,6 @@ from service import erasure_key
 from service.settings import data_directory, read_settings
 from storage.histories import Histories, Settled
 from trueboard import options
-from trueboard.devstack.settings import StackSettings
 from trueboard.endpoints import Endpoints
 
 PATIENCE_S: Final = 30.0
@@ -41,6 +40,13 @@ class EpochSettings:
     """Bootstrap servers, `host:port[,…]`."""
 
     kafka_kind: str = "external"
+
+    erasure_secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """Of these settings the one that a running stack's endpoints do not tell."""
 
     erasure_secret: str = ""
 
@@ -118,7 +124,7 @@ def _endpoints(data: Path) -> EpochSettings:
         redis_url=running.redis,
         kafka=running.kafka,
         kafka_kind=running.kafka_kind,
-        erasure_secret=read_settings(StackSettings, os.environ, data_dir=data).erasure_secret,
+        erasure_secret=read_settings(_Secret, os.environ, data_dir=data).erasure_secret,
     )
 
 

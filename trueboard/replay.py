@@ -46,7 +46,7 @@ from trueboard.client import (
     verdicts,
 )
 from trueboard.endpoints import Endpoints
-from trueboard.output import even_unread
+from trueboard.output import telling
 
 TYPE: Final = "commit"
 CLIENT: Final = "replay"
@@ -501,7 +501,7 @@ def git(path: Path, data: Path | None, since: str | None, as_json: bool) -> None
     except KeyboardInterrupt:
         click.echo("trueboard replay: interrupted; run it again, what was sent counts once", err=True)
         sys.exit(130)
-    with even_unread():
+    with telling("replay", could_not=COULD_NOT):
         if as_json:
             click.echo(json.dumps(tally.body()))
         else:

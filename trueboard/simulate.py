@@ -29,7 +29,7 @@ from service.settings import data_directory
 from trueboard import options
 from trueboard.client import MOST_ACTIONS, ByReceipt, Client, InLedger, NoAnswer, Tokens, verdicts
 from trueboard.endpoints import Endpoints
-from trueboard.output import even_unread
+from trueboard.output import telling
 from trueboard.simulation import planning, sending
 from trueboard.simulation.account import Account
 from trueboard.simulation.planning import Traffic
@@ -165,7 +165,7 @@ def command(
         click.echo("trueboard simulate: interrupted before the account was made", err=True)
         sys.exit(130)
     body = result.account.body()
-    with even_unread():
+    with telling("simulate", could_not=COULD_NOT):
         if as_json:
             click.echo(json.dumps(body))
         else:

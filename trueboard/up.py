@@ -450,7 +450,7 @@ class Stack:
             self._endpoints().write(self._data)
         except (CannotStart, OSError) as error:
             # What runs goes on: the next program that is started again writes it.
-            why = sentence_of(error, doing="writing it") if isinstance(error, OSError) else str(error)
+            why = error.strerror if isinstance(error, OSError) else str(error)
             self._complain(f"endpoints.json does not tell of the new {program.name}: {why}")
 
     # what others are told

@@ -1,7 +1,8 @@
 """`trueboard verify`: recount the ledger and compare everything that follows it, on the live system.
 
 It only reads. What reads the ledger alone reads one moment of it; copies and logs go on meanwhile
-and are compared at positions of their own. Exit code 0: equal, 1: different, 2: could not look.
+and are compared at positions of their own. Exit code 0: equal, 1: different, 2: could not look,
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from core.errors import TrueboardError
 from service.settings import data_directory
 from trueboard import options
 from trueboard.endpoints import Endpoints
-from trueboard.output import even_unread
+from trueboard.output import telling
 from trueboard.verification import deltas, digest_chain, ledger_sums, progress, projection, verdicts
 from trueboard.verification.progress import Log
 from trueboard.verification.report import Check, Step
@@ -97,7 +98,7 @@ def command(data: Path | None, as_json: bool, wait_s: float, sample: int) -> Non
         # Exit code 1 would say that something differs.
         traceback.print_exc()
         sys.exit(COULD_NOT_LOOK)
-    with even_unread():
+    with telling("verify", could_not=COULD_NOT_LOOK):
         if as_json:
             click.echo(json.dumps(report))
         else:

@@ -19,7 +19,7 @@ import push.settings
 import stream_app.settings
 import trueboard.devstack.settings
 from service import metrics
-from service.settings import PREFIX
+from service.settings import DATA_VARIABLE, PREFIX
 from tests.docs import examples, pages
 from trueboard import up
 from trueboard.new_epoch import EpochSettings
@@ -83,9 +83,8 @@ def settings_table() -> str:
     lines = ["| variable | read by | default | meaning |", "|---|---|---|---|"]
     for name in sorted(rows):
         readers = rows[name]
-        lines.append(
-            f"| `{PREFIX}{name.upper()}` | {', '.join(readers)} | {_default(readers)} | {meanings[name]} |"
-        )
+        variable = DATA_VARIABLE if name == "data_dir" else PREFIX + name.upper()
+        lines.append(f"| `{variable}` | {', '.join(readers)} | {_default(readers)} | {meanings[name]} |")
     return "\n".join(lines)
 
 

@@ -13,9 +13,9 @@ SCRIPT = """
 import sys
 import click
 from rich.console import Console
-from trueboard.output import even_unread
+from trueboard.output import telling
 
-with even_unread():
+with telling("verify", could_not=2):
     {says}
 sys.exit({code})
 """
@@ -75,3 +75,12 @@ def test_what_else_goes_wrong_is_seen() -> None:
 
     assert told.returncode == 1
     assert "ValueError: seen" in told.stderr
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_a_report_that_cannot_be_written_is_no_report(says: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        told = run(says, 1, full.fileno())
+
+    assert told.returncode == 2
+    assert told.stderr == "trueboard verify: the report cannot be written: No space left on device\n"
