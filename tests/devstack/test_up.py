@@ -420,4 +420,4 @@ def test_a_disk_that_is_full_when_a_program_came_back_stops_nothing(
     stack._changed(Valkey(tmp_path, free_port()))
 
     (line,) = said
-    assert line.startswith("endpoints.json does not tell of the new valkey: the disk is full")
+    assert line.startswith("endpoints.json does not tell of the new valkey: No space left on device")
