@@ -90,9 +90,14 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head_open:
             self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                status = 431 if self.headers else 414
-                self._answer_and_close(status, "too_large", "The head of the request is too large.")
+            if self._head_bytes <= MOST_HEAD_BYTES:
+                return
+            if self.cycle is not None and not self.cycle.response_complete:
+                # It would be taken for the answer to the request before.
+                self.transport.abort()
+                return
+            status = 431 if self.headers else 414
+            self._answer_and_close(status, "too_large", "The head of the request is too large.")
 
     def on_message_begin(self) -> None:
         self.url = b""

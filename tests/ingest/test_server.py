@@ -175,6 +175,13 @@ async def test_a_head_without_end_is_given_up_before_it_takes_room(
     assert status(await listening.say(raw)) == expected
 
 
+async def test_a_head_that_is_given_up_is_no_answer_to_the_request_before(listening: Listening) -> None:
+    token = listening.world.tokens.give("ann", "actions:write")
+    waiting = post(b'{"action_id":"a","type":"commit"}', "Prefer: wait=2", token=token)
+
+    assert b" 431 " not in await listening.say(waiting + GET + b"a:b\r\n" * 20_000, answers=2)
+
+
 def test_long_addresses_are_not_kept() -> None:
     assert server.LONGEST_KEPT_URL_BYTES * server._parts_of.cache_info().maxsize < 1 << 20  # type: ignore[operator]
 
