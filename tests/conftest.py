@@ -146,15 +146,28 @@ def _with_database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-@pytest.fixture
-def database(postgres_url: str, _template: str) -> Iterator[str]:
-    """The URL of a fresh, migrated database of the test's own."""
+@contextmanager
+def _database_like(postgres_url: str, template: str) -> Iterator[str]:
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_template}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _with_database(postgres_url, name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(postgres_url: str, _template: str) -> Iterator[str]:
+    """The URL of a fresh, migrated database of the test's own."""
+    with _database_like(postgres_url, _template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database(postgres_url: str) -> Iterator[str]:
+    """The URL of a database of the test's own, without any table."""
+    with _database_like(postgres_url, "template1") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -31,16 +29,6 @@ def nowhere() -> SetupSettings:
         kafka=f"127.0.0.1:{port}",
         patience_s=0.3,
     )
-
-
-@pytest.fixture
-def empty_database(postgres_url: str) -> Iterator[str]:
-    name = f"setup_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _run(tmp_path: Path, **env: str) -> Result:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -17,17 +15,6 @@ from storage.postgres.connections import MIGRATING_LOCK
 from trueboard.devstack.ports import free_port
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def empty(postgres_url: str) -> Iterator[str]:
-    """A database without any table."""
-    name = f"empty_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def applied(url: str) -> int:
@@ -54,21 +41,21 @@ def test_a_lock_that_a_killed_process_left_holds_nobody_up(database: str) -> Non
 @pytest.mark.parametrize(
     "more", [{}, {"application_name": "a b&c=d/100%", "options": "-c timezone=UTC -c jit=off"}]
 )
-def test_the_address_may_have_any_form(empty: str, more: dict[str, str]) -> None:
-    keywords = make_conninfo("", **{**conninfo_to_dict(empty), **more})
+def test_the_address_may_have_any_form(empty_database: str, more: dict[str, str]) -> None:
+    keywords = make_conninfo("", **{**conninfo_to_dict(empty_database), **more})
 
     migrate.apply(keywords)
 
     assert "://" not in keywords
-    assert applied(empty) == MIGRATIONS
+    assert applied(empty_database) == MIGRATIONS
 
 
-def test_two_at_once_both_find_it_done(empty: str) -> None:
+def test_two_at_once_both_find_it_done(empty_database: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(migrate.apply, empty) for _ in range(2)]
+        done = [pool.submit(migrate.apply, empty_database) for _ in range(2)]
         assert [each.result(60) for each in done] == [None, None]
 
-    assert applied(empty) == MIGRATIONS
+    assert applied(empty_database) == MIGRATIONS
 
 
 def test_another_that_stays_at_it_is_waited_for_so_long(
@@ -83,15 +70,15 @@ def test_another_that_stays_at_it_is_waited_for_so_long(
     migrate.apply(database)
 
 
-def test_a_database_that_refuses_is_its_own_error(empty: str) -> None:
+def test_a_database_that_refuses_is_its_own_error(empty_database: str) -> None:
     guest = f"guest_{secrets.token_hex(4)}"
-    with psycopg.connect(empty, autocommit=True) as connection:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {guest} LOGIN PASSWORD 'guest'")
     try:
         with pytest.raises(psycopg.Error):
-            migrate.apply(make_conninfo(empty, user=guest, password="guest"))
+            migrate.apply(make_conninfo(empty_database, user=guest, password="guest"))
     finally:
-        with psycopg.connect(empty, autocommit=True) as connection:
+        with psycopg.connect(empty_database, autocommit=True) as connection:
             connection.execute(f"DROP ROLE {guest}")
 
 
@@ -101,13 +88,15 @@ def test_one_that_does_not_answer_is_unavailable(url: str) -> None:
         migrate.apply(url.format(free_port()))
 
 
-def test_a_migration_and_that_it_was_applied_are_one(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_and_that_it_was_applied_are_one(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object, **__: object) -> None:
         raise RuntimeError("as by SIGKILL")
 
     with monkeypatch.context() as patched:
         patched.setattr("yoyo.backends.base.DatabaseBackend.mark_one", killed)
         with pytest.raises(RuntimeError):
-            migrate.apply(empty)
+            migrate.apply(empty_database)
 
-    migrate.apply(empty)
+    migrate.apply(empty_database)
