@@ -130,7 +130,7 @@ class Keeping(Following):
         super().__init__("boards", on_defect)
         self._copies, self._replier = copies, replier
         self._url, self._every_s = postgres_url, reconcile_every_s
-        self._prove, self._proven = prove, False
+        self._prove = prove
         self._lock: Connection | None = None
         self._kept_since_s = float("-inf")
         self._look_began_s = self._compared_s = time.monotonic()
@@ -188,30 +188,35 @@ class Keeping(Following):
             return True
         self._kept_since_s = float("-inf")
         with connections.unavailable():
-            if self._lock is None or self._lock.closed:
-                self._lock = connections.connect(
-                    self._url, name="boards", autocommit=True, before_compared=True
-                )
-                self._proven = False
+            lock = self._proven()
             try:
-                if not self._proven:
-                    for copy in self._copies:
-                        copy.close()
-                    self._prove(self._lock)
-                    self._proven = True
-                row = self._lock.execute(
+                row = lock.execute(
                     "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory'"
                     "  AND objid = %(key)s AND pid = pg_backend_pid() AND granted) THEN true"
                     " ELSE pg_try_advisory_lock(%(key)s) END",
                     {"key": BOARDS_LOCK},
                 ).fetchone()
             except psycopg.Error:
-                self._lock.close()
+                lock.close()
                 raise
         keeper = bool(row and row[0])
         if keeper:
             self._kept_since_s = now_s
         return keeper
+
+    def _proven(self) -> Connection:
+        """The lock's connection; a new one is kept once what is in hand was held against its ledger."""
+        if self._lock is None or self._lock.closed:
+            lock = connections.connect(self._url, name="boards", autocommit=True, before_compared=True)
+            try:
+                for copy in self._copies:
+                    copy.close()
+                self._prove(lock)
+            except BaseException:
+                lock.close()
+                raise
+            self._lock = lock
+        return self._lock
 
     def compare_due(self, now_s: float) -> None:
         """Compare the pages that are due: a look begins every interval, and ends with the last entry."""
