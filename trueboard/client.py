@@ -173,6 +173,12 @@ class Verdict:
     revision: int
 
 
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of tasks that fail for one cause, one tells it."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 class Verdicts(Protocol):
     """Somebody who knows verdicts; `source` says who, for a person."""
 

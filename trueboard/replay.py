@@ -42,6 +42,7 @@ from trueboard.client import (
     NoAnswer,
     Tokens,
     Verdict,
+    first_of,
     pause_s,
     verdicts,
 )
@@ -420,7 +421,7 @@ async def replay(
             await work.run(commits)
         except BaseExceptionGroup as group:
             # Of the lanes that fail for one cause, one tells it.
-            raise _first(group) from group
+            raise first_of(group) from group
         finally:
             if telling is not None:
                 telling.cancel()
@@ -429,11 +430,6 @@ async def replay(
         if not work.tally.judged:
             work.tally.position = (shown["epoch"], shown["revision"])
         return work.tally, shown["entries"]
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _tell_now_and_then(tally: Tally, watch: Any) -> None:

@@ -498,7 +498,7 @@ async def test_it_gives_up_in_one_sentence_when_nothing_goes_forward(
     with pytest.raises(BaseExceptionGroup) as raised:
         await sent(door, history(3))
 
-    cause = replay._first(raised.value)
+    cause = client.first_of(raised.value)
     assert isinstance(cause, Unavailable)
     assert "3 commits have no verdict" in str(cause)
     assert "run it again" in str(cause)
@@ -510,4 +510,4 @@ async def test_a_batch_the_door_refuses_as_a_whole_ends_it(door: Door) -> None:
     with pytest.raises(BaseExceptionGroup) as raised:
         await sent(door, history(3))
 
-    assert "401 invalid_token: no" in str(replay._first(raised.value))
+    assert "401 invalid_token: no" in str(client.first_of(raised.value))

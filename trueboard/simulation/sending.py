@@ -16,7 +16,7 @@ import msgspec
 
 from core import scopes
 from core.times import format_us
-from trueboard.client import Answer, Client, Key, NoAnswer, Tokens, pause_s
+from trueboard.client import Answer, Client, Key, NoAnswer, Tokens, first_of, pause_s
 from trueboard.simulation.account import Account
 from trueboard.simulation.planning import Action, Sending, Traffic
 
@@ -107,14 +107,14 @@ class Sender:
         chunks: asyncio.Queue[list[Sending] | None] = asyncio.Queue(concurrency)
         try:
             # One that fails ends the others, and the plan that would wait for them.
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as tasks:
                 for _ in range(concurrency):
-                    group.create_task(self._work(chunks))
+                    tasks.create_task(self._work(chunks))
                 await self._gather(plan, chunks)
                 for _ in range(concurrency):
                     await chunks.put(None)
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
 
     async def _gather(self, plan: Iterator[Sending], chunks: asyncio.Queue[list[Sending] | None]) -> None:
         """Hand out what is due. Repeats gather apart, so that they are under way beside the first."""
