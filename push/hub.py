@@ -304,8 +304,7 @@ class Hub:
         key = (slot, cohort.likeness)
         like = likes.get(key)
         # One that was alone may have been held up since: who joined it would be held up with it.
-        room = like is not None and like.apart is None and like.readers
-        if like is not None and room and len(like.readers) + len(cohort.readers) <= BURST:
+        if like is not None and like.apart is None and 0 < len(like.readers) <= BURST - len(cohort.readers):
             like.take(cohort)
             return True
         likes[key] = cohort

@@ -122,11 +122,7 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         if self.disconnected:
             return
         if not (self.close_sent or self.transport.is_closing()):
-            number, reason = self.closing[code]
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": number, "reason": reason})
-            self.conn.send_close(number, reason)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.close_sent = True
+            self._say_last(code)
             if self.read_paused:
                 self.read_paused = False
                 self.transport.resume_reading()
@@ -134,6 +130,14 @@ class PreparedSocket(WebSocketsSansIOProtocol):
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def _say_last(self, code: CloseCode) -> None:
+        """Tell both sides, the client's and the handler's, that this is closed, and why."""
+        number, reason = self.closing[code]
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": number, "reason": reason})
+        self.conn.send_close(number, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
 
     def visit(self) -> None:
         """Ping the other side; one that has not answered the last ping is gone."""
@@ -177,10 +181,10 @@ class PreparedSocket(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         pongs = self.conn.data_to_send()
-        if not pongs or self.close_sent or self.transport.is_closing():
+        if not pongs:
             return
         if self.writable.is_set():
-            self.transport.write(b"".join(pongs))
+            self.write(b"".join(pongs))
         else:
             # Who pings and reads nothing would have all of them kept. To answer the latest is enough
             # (RFC 6455 §5.5.3).
@@ -248,11 +252,7 @@ class PreparedSocket(WebSocketsSansIOProtocol):
             return
         if not self.transport.is_closing():
             if self.handshake_complete and not self.close_sent:
-                number, reason = self.closing[CloseCode.RESTART]
-                self.queue.put_nowait({"type": "websocket.disconnect", "code": number})
-                self.conn.send_close(number, reason)
-                self.transport.write(b"".join(self.conn.data_to_send()))
-                self.close_sent = True
+                self._say_last(CloseCode.RESTART)
             super().shutdown()
         # A reader that does not read would keep the process waiting.
         self.loop.call_later(SHUTDOWN_GRACE_S, self.transport.abort)
