@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Producer
 
 from core import events, topics
 from core.errors import Unavailable
 from core.times import format_us
-from storage.kafka.delivery import fatal_error, offset_of
+from storage.kafka.delivery import hearing, offset_of
 
 CONFIRM_S: Final = 10.0
 _DETAIL_BYTES: Final = 500
@@ -56,7 +56,7 @@ class DeadLetters:
             if error is not None or offset_of(message) is None:
                 failed.append(str(error or "no offset"))
 
-        try:
+        with hearing():
             for letter in letters:
                 key = f"{letter.topic}-{letter.partition}-{letter.offset}"
                 self._producer.produce(
@@ -74,10 +74,6 @@ class DeadLetters:
                     on_delivery=confirmed,
                 )
             left = self._producer.flush(CONFIRM_S)
-        except (BufferError, KafkaException, SystemError) as error:
-            if isinstance(error, SystemError) and fatal_error(error) is None:
-                raise
-            raise Unavailable(f"Kafka: {error}") from error
         if left or failed:
             raise Unavailable(f"Kafka has not confirmed the dead letters: {left} left, {failed[:1]}")
 

@@ -17,7 +17,8 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -484,6 +485,25 @@ def fatal_error(raised: BaseException) -> KafkaError | None:
         error: KafkaError = cause.args[0]
         return error if error.fatal() or error.code() == KafkaError._FATAL else None
     return None
+
+
+@contextmanager
+def hearing() -> Iterator[None]:
+    """While a producer is given records, or says what became of them; it raises where it has failed.
+
+    Raises:
+        Unavailable: Kafka refuses, the queue is full, or the producer has failed for good and is to be
+            made anew.
+    """
+    try:
+        yield
+    except (BufferError, KafkaException, SystemError) as error:
+        if (fatal := fatal_error(error)) is not None:
+            metrics.PRODUCERS_REPLACED.inc()
+            _log.error("producer_replaced", detail=fatal.str()[:300])
+        elif isinstance(error, SystemError):
+            raise
+        raise Unavailable(f"Kafka: {error}") from error
 
 
 class _LibraryLog:

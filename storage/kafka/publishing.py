@@ -25,9 +25,9 @@ from core.errors import Unavailable
 from core.leading import CAPACITY, Leading
 from core.ranking import Entry
 from core.times import format_us
-from service import failpoints, logs, metrics
+from service import failpoints, logs
 from storage.followers import At
-from storage.kafka.delivery import fatal_error
+from storage.kafka.delivery import hearing
 from storage.kafka.topic_ids import TopicIds
 from storage.postgres import arrays, connections, contents, deltas
 from storage.postgres.connections import PUBLISHER_LOCK, Connection
@@ -127,7 +127,7 @@ class Publisher:
             if found:
                 self._must_be_the_one()
             for content in found:
-                with self._hearing():
+                with hearing():
                     self._send(content)
                 self._must_not_have_failed()
             self._await_acknowledgements()
@@ -263,7 +263,7 @@ class Publisher:
     def _must_not_have_failed(self) -> None:
         """Send nothing behind a record that was refused: it would come before it."""
         assert self._producer is not None
-        with self._hearing():
+        with hearing():
             self._producer.poll(0)
         if self._failed:
             raise Unavailable(f"Kafka refuses what follows the ledger: {self._failed[0]}")
@@ -274,51 +274,48 @@ class Publisher:
         failpoints.reach("topics.sending")
         epoch, revision = content.at.epoch, content.at.revision
         committed_at = format_us(content.committed_us)
-        try:
-            if content.continues is not None:
-                self._send_continues(content, content.continues, committed_at)
-            for person in content.people:
-                event_id = f"{person.pid}/{epoch}/{revision}"
-                produce(
-                    topics.PLAYER.name,
-                    key=person.pid,
-                    value=_player(person),
-                    headers=events.headers(
-                        topics.PLAYER, event_id, committed_at, events.derived_traceparent(event_id)
-                    ),
-                )
-            for row in content.rows:
-                event_id = f"{row.pid}/{row.action_id}/{row.seq}/{epoch}"
-                received_at = format_us(row.received_us)
-                produce(
-                    topics.JUDGED.name,
-                    key=row.pid,
-                    value=events.encode(
-                        events.JudgedRecord(
-                            row.pid,
-                            row.action_id,
-                            row.type,
-                            row.verdict,
-                            row.reason,
-                            row.points,
-                            format_us(row.occurred_us),
-                            received_at,
-                            row.catalogue_version,
-                            epoch,
-                            revision,
-                            row.seq or msgspec.UNSET,
-                        )
-                    ),
-                    headers=events.headers(
-                        topics.JUDGED,
-                        event_id,
-                        committed_at,
-                        row.traceparent or events.derived_traceparent(event_id),
-                    ),
-                )
-            self._send_periods(content, committed_at)
-        except BufferError as error:
-            raise Unavailable("Kafka: the publisher's queue is full") from error
+        if content.continues is not None:
+            self._send_continues(content, content.continues, committed_at)
+        for person in content.people:
+            event_id = f"{person.pid}/{epoch}/{revision}"
+            produce(
+                topics.PLAYER.name,
+                key=person.pid,
+                value=_player(person),
+                headers=events.headers(
+                    topics.PLAYER, event_id, committed_at, events.derived_traceparent(event_id)
+                ),
+            )
+        for row in content.rows:
+            event_id = f"{row.pid}/{row.action_id}/{row.seq}/{epoch}"
+            received_at = format_us(row.received_us)
+            produce(
+                topics.JUDGED.name,
+                key=row.pid,
+                value=events.encode(
+                    events.JudgedRecord(
+                        row.pid,
+                        row.action_id,
+                        row.type,
+                        row.verdict,
+                        row.reason,
+                        row.points,
+                        format_us(row.occurred_us),
+                        received_at,
+                        row.catalogue_version,
+                        epoch,
+                        revision,
+                        row.seq or msgspec.UNSET,
+                    )
+                ),
+                headers=events.headers(
+                    topics.JUDGED,
+                    event_id,
+                    committed_at,
+                    row.traceparent or events.derived_traceparent(event_id),
+                ),
+            )
+        self._send_periods(content, committed_at)
         self._at = content.at
         self._epoch = max(self._epoch, content.at.epoch)
 
@@ -410,7 +407,7 @@ class Publisher:
         assert self._producer is not None
         until_s = time.monotonic() + FLUSH_S
         while True:
-            with self._hearing():
+            with hearing():
                 left = self._producer.flush(UNCONFIRMED_S)
             self._must_not_have_failed()
             if not left:
@@ -418,19 +415,6 @@ class Publisher:
             if time.monotonic() >= until_s:
                 raise Unavailable(f"Kafka has not confirmed what follows the ledger: {left} left")
             self._must_be_the_same_topics()
-
-    @contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """While the producer is given records, or says what became of them; it raises where it has failed."""
-        try:
-            yield
-        except (KafkaException, SystemError) as error:
-            if (fatal := fatal_error(error)) is not None:
-                metrics.PRODUCERS_REPLACED.inc()
-                _log.error("producer_replaced", detail=fatal.str()[:300])
-            elif isinstance(error, SystemError):
-                raise
-            raise Unavailable(f"Kafka: {error}") from error
 
     @contextmanager
     def _cursor(self) -> Iterator[psycopg.Cursor[tuple[Any, ...]]]:
