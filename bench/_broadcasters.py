@@ -33,7 +33,7 @@ from trueboard.devstack.service import Service
 FIRST: Final = 1_000_001
 """The first number published: all have seven digits."""
 
-EPOCH: Final = "7" + 25 * "z"
+EPOCH: Final = "7y" + 24 * "z"
 """After every epoch of a ledger, so that no board of the real one is newer than what is published."""
 
 PUSH, CENTRIFUGE, FLOOR, CHANNELS, CENTRIFUGO = (

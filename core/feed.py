@@ -14,7 +14,9 @@ from typing import Any, Final, Self
 import msgspec
 
 from core import words
+from core.errors import Unreadable
 from core.events import BoardChanged, ChangedEntry, RankedEntry
+from core.ids import EPOCH
 from core.reading import reader
 
 TOP: Final = 10
@@ -146,10 +148,20 @@ class Changes:
 
 
 _encoder = msgspec.json.Encoder()
+_read = reader(Publication)
 
 
-decode = reader(Publication)
-"""The publication in a record's value; raises Unreadable."""
+def decode(value: bytes | None) -> Publication:
+    """The publication in a record's value.
+
+    Raises:
+        Unreadable: not JSON, not this shape, or empty.
+    """
+    publication = _read(value)
+    if EPOCH.fullmatch(publication.epoch) is None:
+        # Whatever sorts after every epoch would be shown for ever.
+        raise Unreadable("shape", "epoch is not an epoch")
+    return publication
 
 
 def named_of_changes(changed: Iterable[ChangedEntry]) -> Named | None:

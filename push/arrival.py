@@ -4,6 +4,9 @@ Replicas read Kafka each by itself, so a client that comes from a faster one may
 one it comes to. It must not be shown what is older than what it has. The same holds for one that
 has read the board over HTTP a moment ago, or was told of its own action there: so whoever begins
 to follow a channel is first brought abreast of the standings.
+
+That holds where the ledger itself is behind the client, too: a restored one may be, until its new
+epoch has begun. So a position that is ahead of the ledger is never taken for one that never was.
 """
 
 from __future__ import annotations

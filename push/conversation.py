@@ -19,6 +19,7 @@ import msgspec
 from core import scopes
 from core.errors import Refused, Unavailable
 from core.feed import Position, publication_words
+from core.ids import EPOCH
 from core.words import is_user_id
 from push import boards
 from push.admission import Admission, Admitted, Identity, Knock
@@ -33,8 +34,6 @@ from push.protocols.centrifuge import Command, Fault
 from push.recovery import missed
 from push.verdicts import Verdicts, Watching
 from service.tokens import InvalidToken
-
-EPOCH_CHARS: Final = 26
 
 MOST_CHANNELS: Final = 32
 """Channels one socket may follow."""
@@ -384,8 +383,7 @@ def _known(command: Command) -> bool:
 def _position(request: centrifuge.Subscribe) -> Position | None:
     """What the client wants to go on from; None if it does not, or if that was never a position."""
     # Clients that know they have lost their place say an epoch that never was.
-    said_epoch = len(request.epoch) == EPOCH_CHARS and request.epoch.isalnum()
-    if not request.recover or not said_epoch or request.offset < 0:
+    if not request.recover or EPOCH.fullmatch(request.epoch) is None or request.offset < 0:
         return None
     return request.epoch, request.offset
 

@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from core.feed import Position
+from core.ids import EPOCH
 from push.channels import Chained
 
 PATH: Final = "/v1/boards/{board}/stream"
@@ -20,7 +21,7 @@ MEDIA_TYPE: Final = "text/event-stream"
 HEARTBEAT: Final = b":\n\n"
 """A comment: it keeps proxies from closing a quiet stream, and clients pass it over."""
 
-_EVENT_ID: Final = re.compile(r"([0-9a-z]{26})-([0-9]{1,18})")
+_EVENT_ID: Final = re.compile(rf"({EPOCH.pattern})-([0-9]{{1,18}})")
 
 
 def event(data: bytes, position: Position, before: bytes | None = None) -> bytes:

@@ -259,7 +259,9 @@ async def test_a_client_is_brought_forward_publication_by_publication(run_feed: 
 
 
 @pytest.mark.parametrize(
-    ("epoch", "offset"), [("01kaj00000000000000000000z", 3), ("_", 0), ("", 0), (EPOCH, 0)], ids=str
+    ("epoch", "offset"),
+    [("01kaj00000000000000000000z", 3), ("_", 0), ("", 0), (EPOCH, 0), (26 * "z", 5)],
+    ids=str,
 )
 async def test_a_client_whose_position_is_not_known_gets_the_board(
     run_feed: RunFeed, epoch: str, offset: int

@@ -98,6 +98,10 @@ def test_a_publication_reads_back_as_it_was_written() -> None:
             "shape",
             id="text for a number",
         ),
+        pytest.param(events.encode(publication(7, epoch="zzz")), "shape", id="an epoch of nobody's"),
+        pytest.param(
+            events.encode(publication(7, epoch="7" + 25 * "z")), "shape", id="an epoch that none can follow"
+        ),
         pytest.param(b"[" * 100_000, "shape", id="deeply nested"),
     ],
 )

@@ -155,6 +155,21 @@ async def test_a_record_that_cannot_be_read_is_passed_over(run_feed: RunFeed) ->
     assert frame["revision"] == 2
 
 
+async def test_a_record_of_no_epoch_hides_none_of_the_ledgers(run_feed: RunFeed) -> None:
+    foreign = publication(1, epoch="zzz", user_id="eve")
+
+    async with run_feed() as running, connect(running.url + "/ws/scores") as reader:
+        before = await _next(reader)
+        await running.publish(foreign, publication(2, user_id="ben"))
+        after = await _next(reader)
+    async with run_feed() as anew, connect(anew.url + "/ws/scores") as reader:
+        after_a_restart = await _next(reader)
+
+    assert [before["epoch"], before["revision"]] == [EPOCH, 1]
+    assert [after["epoch"], after["revision"]] == [EPOCH, 2]
+    assert after_a_restart == after
+
+
 async def test_two_frames_to_one_reader_are_a_tenth_of_a_second_apart(run_feed: RunFeed) -> None:
     async with run_feed() as running, connect(running.url + "/ws/scores") as reader:
         arrivals = []

@@ -89,7 +89,9 @@ async def test_the_last_event_id_brings_what_was_missed(run_feed: RunFeed) -> No
     assert (up_to_date["previous"], up_to_date["revision"]) == (4, 5)
 
 
-@pytest.mark.parametrize("said", ["nonsense", f"{EPOCH}-0", "01kaj00000000000000000000z-3", f"{EPOCH}-"])
+@pytest.mark.parametrize(
+    "said", ["nonsense", f"{EPOCH}-0", "01kaj00000000000000000000z-3", f"{EPOCH}-", f"{26 * 'z'}-5"]
+)
 async def test_an_id_that_is_not_known_brings_the_board(run_feed: RunFeed, said: str) -> None:
     async with run_feed() as running, reading(running, Last_Event_ID=said) as events:
         shown = await events.board()
