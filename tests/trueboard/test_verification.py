@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from core import digest
 from core.errors import Unavailable
+from core.times import US
 from core.topics import SUBMITTED
 from core.words import MAIN_PERIOD
+from storage.postgres.ledger import Ledger
+from stream_app.carry_out import Judge
 from tests.core.examples import example
-from tests.stream_app.world import NOW_US, World, fresh_database, opened, submitted
+from tests.stream_app.world import DAY_US, NOW_US, Log, World, adopt, fresh_database, opened, submitted
 from tests.trueboard.ledgers import HeldLog, copied, damaged, follow, written
 from trueboard import verify
 from trueboard.verification import deltas, digest_chain, ledger_sums, progress, projection, verdicts
@@ -357,6 +360,64 @@ def test_a_log_that_lost_what_was_not_read_is_a_difference(world: World) -> None
 
     assert found.first is not None
     assert found.first["what"] == "the ends of the log"
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("present", "topic", "adopted", "what"),
+    [
+        pytest.param("log-2", [0], [0], None, id="a log of fewer partitions"),
+        pytest.param("log-2", [0], [], "the log", id="of fewer, and not taken up yet"),
+        pytest.param("log-2", [0, 1], [0], "the log", id="one that is there was not taken up"),
+        pytest.param("log-1", [0], [0, 1], "the log", id="a log that the ledger has left"),
+    ],
+)
+def test_a_partition_that_a_later_log_does_not_have_is_no_difference(
+    database: str, present: str, topic: list[int], adopted: list[int], what: str | None
+) -> None:
+    with written(database) as other:
+        if adopted:
+            other.log = Log(topic_id="log-2")
+            adopt(database, other.log, adopted)
+            other.take(submitted("ann", "later", at_us=NOW_US))
+        other.log = Log(topic_id=present, records={n: other.log.records.get(n, []) for n in topic})
+
+        with damaged(database) as connection:
+            found = check_progress(connection, other)
+
+    assert (found.first and found.first["what"]) == what
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    "occurred_us",
+    [
+        pytest.param(NOW_US - 3 * DAY_US, id="later than the default allows"),
+        pytest.param(NOW_US + 3600 * US, id="earlier than the default allows"),
+    ],
+)
+def test_what_counts_by_when_it_was_received_is_seen_whenever_it_occurred(
+    database: str, occurred_us: int
+) -> None:
+    lenient = Judge(
+        Ledger(database, name="tests"),
+        most_people=10,
+        most_rows=100,
+        max_late_us=7 * DAY_US,
+        max_early_us=7200 * US,
+    )
+    with opened(database) as other, closing(lenient.ledger):
+        far = [
+            submitted("ann", f"far-{n}", at_us=occurred_us - n * 120 * US, received_us=NOW_US)
+            for n in range(3)
+        ]
+        other.take(*far, by=lenient)
+        other.take(submitted("ann", "now", at_us=NOW_US + US), by=lenient)
+        with damaged(database) as connection:
+            found = check_verdicts(connection, other)
+
+    assert other.verdicts()["now"] == ("held", "rate")
+    assert found.first is None
 
 
 @pytest.mark.services

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,11 +197,14 @@ def check(connection: Connection, log: Log, found: Check) -> None:
     for partition, offset in connection.execute(_LOST, {"look_back": LOOK_BACK}):
         accounted.setdefault(partition, set()).add(offset)
     present = log.topic_id() if partitions else ""
+    left = _left_behind(connection, partitions, present, log.partitions() if partitions else [])
     untraced: dict[int, list[int]] = {}
     wanted: dict[int, list[int]] = {}
     for one in partitions:
         found.saw()
         _within(one, found)
+        if one.partition in left:
+            continue
         if one.topic_id != present:
             found.differs("the log", partition=one.partition, expected=present, found=one.topic_id)
             continue
@@ -229,6 +233,16 @@ def check(connection: Connection, log: Log, found: Check) -> None:
             [(at, of_log[at]) for at in untraced.get(one.partition, []) if at in of_log],
             found,
         )
+
+
+def _left_behind(
+    connection: Connection, partitions: list[Partition], present: str, there: list[int]
+) -> set[int]:
+    """Partitions that only an earlier log had: nobody will ever take them up from the present one."""
+    row = connection.execute("SELECT log FROM logs WHERE topic_id = %s", (present,)).fetchone()
+    # One that the ledger does not know yet comes after all it knows.
+    number = math.inf if row is None else row[0]
+    return {one.partition for one in partitions if one.partition not in there and one.log < number}
 
 
 def _within(one: Partition, found: Check) -> None:

@@ -7,12 +7,14 @@ earlier revisions, or of the same one and earlier in the partition.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from core.catalogue import from_body
 from core.rates import Judgement, Recent, Rules, read_range_us
+from core.times import EPOCH, HIGHEST_US, LOWEST_US
 from core.words import SCORE_MAX
 from trueboard.verification.report import Check
 from trueboard.verification.snapshots import Connection, microseconds, one, stream
@@ -32,13 +34,22 @@ SELECT {_COLUMNS} FROM (
 ) l JOIN revisions r USING (batch)
 """
 
+_FURTHEST: Final = f"""
+SELECT greatest(0, {microseconds("max(received_at - occurred_at)")}),
+    greatest(0, {microseconds("max(occurred_at - received_at)")})
+FROM ledger WHERE seq = 0 AND NOT backfill
+"""
+"""How late and how early an action came that was no backfill, whatever the settings were when it did."""
+
+# The window by received has no index: its rows are found by when they can have occurred.
 _BEFORE: Final = f"""
 SELECT {microseconds("l.occurred_at")}, {microseconds("l.received_at")}, l.backfill, l.type, l.points,
     l.verdict = 'accepted'
 FROM ledger l JOIN revisions r USING (batch)
 WHERE l.player = %(player)s AND l.seq = 0
-    AND l.occurred_at >= 'epoch'::timestamptz + %(from_us)s * interval '1 microsecond'
-    AND l.occurred_at <= 'epoch'::timestamptz + %(to_us)s * interval '1 microsecond'
+    AND l.occurred_at BETWEEN %(lowest)s AND %(highest)s
+    AND (l.occurred_at BETWEEN %(since)s AND %(until)s
+        OR (NOT l.backfill AND l.received_at BETWEEN %(since)s AND %(until)s))
     AND (r.revision, coalesce(l.kafka_partition, -1), coalesce(l.kafka_offset, -1))
         < (%(revision)s, %(partition)s, %(offset)s)
 ORDER BY l.occurred_at
@@ -90,6 +101,7 @@ class Sampled(msgspec.Struct, frozen=True):
 
 def check(connection: Connection, found: Check, size: int) -> None:
     """Judge `size` rows of this snapshot again, or all there are."""
+    furthest_us = one(connection, _FURTHEST)
     rules: dict[str, Rules] = {}
     for version, body in connection.execute("SELECT version, body FROM catalogues"):
         rules[version] = Rules(from_body(body))
@@ -105,7 +117,7 @@ def check(connection: Connection, found: Check, size: int) -> None:
                 found=row.catalogue_version,
             )
             continue
-        wanted = _judged_again(connection, of_row, row)
+        wanted = _judged_again(connection, of_row, row, furthest_us)
         if not any(_same(judgement, row) for judgement in wanted):
             found.differs(
                 "verdict",
@@ -127,7 +139,9 @@ def sample(connection: Connection, size: int) -> list[Sampled]:
     return rows
 
 
-def _judged_again(connection: Connection, rules: Rules, row: Sampled) -> list[Judgement]:
+def _judged_again(
+    connection: Connection, rules: Rules, row: Sampled, furthest_us: tuple[int, int]
+) -> list[Judgement]:
     """What the rules say: one judgement, or two where the ledger does not tell whether points were sent."""
     recent = Recent()
     needed = rules.needed_us(
@@ -135,9 +149,11 @@ def _judged_again(connection: Connection, rules: Rules, row: Sampled) -> list[Ju
     )
     if needed is not None:
         recent = Recent(*needed)
-        from_us, to_us = read_range_us(*needed)
+        lowest_us, highest_us = read_range_us(*needed, *furthest_us)
+        instants = {"since": needed[0], "until": needed[1], "lowest": lowest_us, "highest": highest_us}
+        moments = {name: _moment(instant_us) for name, instant_us in instants.items()}
         for occurred_us, received_us, backfill, type_, points, accepted in stream(
-            connection, "before", _BEFORE, {**row.place, "from_us": from_us, "to_us": to_us}
+            connection, "before", _BEFORE, row.place | moments
         ):
             recent.add(occurred_us, received_us, backfill, rules.code(type_), points, accepted)
     type_of = rules.catalogue.types.get(row.type)
@@ -159,6 +175,11 @@ def _judged_again(connection: Connection, rules: Rules, row: Sampled) -> list[Ju
         )
         for points in sent
     ]
+
+
+def _moment(instant_us: int) -> datetime:
+    """The instant, or the nearest that can be written: beyond it nothing occurred."""
+    return EPOCH + timedelta(microseconds=min(max(instant_us, LOWEST_US), HIGHEST_US))
 
 
 def _bounded(connection: Connection, row: Sampled, judgement: Judgement) -> Judgement:
