@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,11 +13,22 @@ import click
 from core import scopes, words
 from core.errors import TrueboardError
 from service import keys
-from service.settings import data_directory
+from service.settings import above_zero, data_directory, read_settings
 from trueboard import options
 
-_DEV_NAME = "trueboard"
 _DEFAULT_TTL_S = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """What those who take the token ask of it."""
+
+    issuer: str = "trueboard"
+    audience: str = "trueboard"
+    token_max_life_s: int = keys.LONGEST_LIFE_S
+
+    def __post_init__(self) -> None:
+        above_zero(self, "token_max_life_s")
 
 
 @click.command("token", help="Print an access token signed by the keys of the data directory.")
@@ -35,23 +47,25 @@ _DEFAULT_TTL_S = 3600
     "--ttl",
     "ttl_s",
     type=click.IntRange(1, keys.LONGEST_LIFE_S),
-    default=_DEFAULT_TTL_S,
-    show_default=True,
+    default=None,
+    show_default=f"{_DEFAULT_TTL_S}, or TRUEBOARD_TOKEN_MAX_LIFE_S if that is less",
     help="Seconds it lives.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the token inside a JSON object.")
 def command(
-    data: Path | None, user: str, name: str | None, scope: tuple[str, ...], ttl_s: int, as_json: bool
+    data: Path | None, user: str, name: str | None, scope: tuple[str, ...], ttl_s: int | None, as_json: bool
 ) -> None:
     if not words.is_user_id(user):
         raise click.BadParameter("a user id is 1 to 255 of A-Z a-z 0-9 . _ : @ -", param_hint="--user")
     if name is not None and not words.is_username(name):
         raise click.BadParameter("a name is 1 to 255 bytes without control characters", param_hint="--name")
     directory = data_directory(os.environ, data)
-    issuer, audience = _issuer_and_audience(directory)
     granted = scope or scopes.DEFAULT
     now_s = int(time.time())
     try:
+        settings = read_settings(TokenSettings, os.environ, data_dir=directory)
+        issuer, audience = _issuer_and_audience(directory, settings)
+        ttl_s = _life_s(ttl_s, settings.token_max_life_s)
         keys.ensure(directory / "keys")
         token = keys.issue(
             directory / "keys",
@@ -72,15 +86,24 @@ def command(
         click.echo(token)
 
 
-def _issuer_and_audience(data: Path) -> tuple[str, str]:
+def _life_s(asked_s: int | None, longest_s: int) -> int:
+    """The seconds asked for, else what is usual, cut to what is taken."""
+    if asked_s is None:
+        return min(_DEFAULT_TTL_S, longest_s)
+    if asked_s > longest_s:
+        raise click.BadParameter(
+            f"TRUEBOARD_TOKEN_MAX_LIFE_S is {longest_s}: nobody takes a token that lives longer",
+            param_hint="--ttl",
+        )
+    return asked_s
+
+
+def _issuer_and_audience(data: Path, settings: TokenSettings) -> tuple[str, str]:
     """Those of the running system, else those it would be started with."""
     try:
         endpoints = json.loads((data / "endpoints.json").read_bytes())
         return str(endpoints["issuer"]), str(endpoints["audience"])
     except FileNotFoundError:
-        return (
-            os.environ.get("TRUEBOARD_ISSUER") or _DEV_NAME,
-            os.environ.get("TRUEBOARD_AUDIENCE") or _DEV_NAME,
-        )
+        return settings.issuer, settings.audience
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.ClickException(f"endpoints.json in {data} cannot be read") from error

@@ -25,6 +25,7 @@ from trueboard import up
 from trueboard.new_epoch import EpochSettings
 from trueboard.resume import ResumeSettings
 from trueboard.setup import SetupSettings
+from trueboard.token import TokenSettings
 
 SETTINGS: Final = {
     "ingest": ingest.settings.Settings,
@@ -35,6 +36,7 @@ SETTINGS: Final = {
     "setup": SetupSettings,
     "new-epoch": EpochSettings,
     "resume-partition": ResumeSettings,
+    "token": TokenSettings,
 }
 
 MEANINGS: Final = {
