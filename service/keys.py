@@ -1,8 +1,9 @@
 """Keys for development: generated once under `<data directory>/keys`, and tokens signed by them.
 
 One ES256 and one EdDSA key, each a private JWK only its owner may read (0600, directory
-0700), and beside them the public `jwks.json` that verifiers read. In production the issuer
-is somebody else's and none of this is used.
+0700), and beside them the public `jwks.json` that verifiers read. That one is 0644: a container
+that has it mounted runs as an account of its own, for which the directory is no hindrance
+(`docker-compose.yml`). In production the issuer is somebody else's and none of this is used.
 """
 
 from __future__ import annotations

@@ -33,6 +33,18 @@ def test_private_keys_are_their_owners_alone(tmp_path):
     assert {mode_of(path) for path in private} == {0o600}
 
 
+def test_the_key_set_alone_may_be_read_by_the_account_of_a_container_it_is_mounted_into(tmp_path):
+    old_mask = os.umask(0o077)
+    try:
+        keys.ensure(tmp_path / "keys")
+    finally:
+        os.umask(old_mask)
+
+    readable = [path.name for path in (tmp_path / "keys").iterdir() if mode_of(path) & 0o077]
+    assert readable == ["jwks.json"]
+    assert mode_of(tmp_path / "keys" / "jwks.json") == 0o644
+
+
 def test_the_key_set_names_each_key_and_holds_nothing_private(tmp_path):
     keys.ensure(tmp_path)
 
