@@ -120,7 +120,7 @@ STREAM_LAG_RECORDS = Gauge(
 )
 OLDEST_UNJUDGED_SECONDS = Gauge(
     "trueboard_oldest_unjudged_seconds",
-    "Age of the oldest action that is confirmed but not judged. "
+    "Age of the oldest action that was confirmed to this process, since it began, and is not judged. "
     "A rise means that scores are late; above 60 the door turns actions away.",
 )
 PARTITION_STOPPED = Gauge(
@@ -145,7 +145,7 @@ DEAD_LETTERS = Counter(
 
 PROJECTION_LAG_REVISIONS = Gauge(
     "trueboard_projection_lag_revisions",
-    "Revisions by which a period's copy in Redis is behind the ledger. "
+    "Revisions by which a period's copy in Redis is behind the ledger, counted up to 10,000. "
     "A rise means that Redis or its follower is slow; reads stay true as of an older revision.",
     ["period"],
 )

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -142,9 +143,11 @@ class Keeping(Following):
         try:
             for copy in self._copies:
                 waiting = self._follow(copy, waiting, keeper, look)
-                metrics.PROJECTION_LAG_REVISIONS.labels(copy.period).set(copy.lag_revisions)
-        except BaseException:
+                metrics.PROJECTION_LAG_REVISIONS.labels(copy.period).set(0)
+        except BaseException as error:
             self._replier.put_back(waiting)
+            if isinstance(error, Unavailable):
+                self._tell_lags()
             raise
         if waiting:
             # Somebody else keeps the copy and has not come there yet.
@@ -154,6 +157,13 @@ class Keeping(Following):
         self.caught_up = True
         if keeper:
             self.compare_due(time.monotonic())
+
+    def _tell_lags(self) -> None:
+        """How far the copies fall behind while nothing can be brought to them."""
+        for copy in self._copies:
+            # The ledger may be what is away.
+            with suppress(Unavailable):
+                metrics.PROJECTION_LAG_REVISIONS.labels(copy.period).set(copy.lag())
 
     def _follow(self, copy: BoardCopy, waiting: list[Due], keeper: bool, look: bool) -> list[Due]:
         """Bring the copy to the ledger, answering on the way; what is not answered comes back."""

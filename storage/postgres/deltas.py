@@ -82,6 +82,16 @@ def links_after(
     return kept
 
 
+def count_after(cursor: psycopg.Cursor[tuple[Any, ...]], period: str, revision: int, *, most: int) -> int:
+    """How many revisions of the period come after this one; counted up to `most`."""
+    cursor.execute(
+        "SELECT count(*) FROM (SELECT FROM deltas WHERE period = %s AND revision > %s LIMIT %s) d",
+        (period, revision, most),
+    )
+    (count,) = cursor.fetchone() or (0,)
+    return int(count)
+
+
 def _links(
     cursor: psycopg.Cursor[tuple[Any, ...]], period: str, rest: str, parameters: tuple[Any, ...]
 ) -> list[Link]:

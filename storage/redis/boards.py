@@ -35,6 +35,9 @@ from storage.redis.packing import pack
 PAGE: Final = 1_000
 """Entries a script puts in at a time: 5–13 µs each, so a page takes at most some 13 ms."""
 
+MOST_LAG: Final = 10_000
+"""Revisions; what is further behind is told as so many, since counting them takes of what is short then."""
+
 LIFETIME_S: Final = 15
 """How long an unfinished build is kept after its builder was last heard of: longer than a step may take
 (5 s in Postgres, 5 s in Redis), and as long as there is no copy when a builder is killed."""
@@ -111,7 +114,7 @@ class BoardCopy:
         self._compared_player = 0
         self._missing_for = "lost"
         """Why there is no copy, if there is none."""
-        self.lag_revisions = 0
+        self._seen_revision = 0
 
     def close(self) -> None:
         # The next connection may be to a restored ledger.
@@ -122,7 +125,18 @@ class BoardCopy:
 
     def position(self) -> At | None:
         with unavailable():
-            return position_of(self._redis, self.period)
+            at = position_of(self._redis, self.period)
+        self._seen_revision = at.revision if at is not None else 0
+        return at
+
+    def lag(self) -> int:
+        """How many of the period's revisions the copy lacks, as it was last seen; at most `MOST_LAG`.
+
+        Raises:
+            Unavailable: the ledger cannot be read.
+        """
+        with self._cursor() as cursor:
+            return deltas.count_after(cursor, self.period, self._seen_revision, most=MOST_LAG)
 
     def step(self, *, look: bool = True) -> bool:
         at = self.position()
@@ -132,7 +146,6 @@ class BoardCopy:
             return True
         piece = self._from_hand(at) if at == self._sure else None
         if piece is None and at == self._sure and not look:
-            self.lag_revisions = 0
             return False
         if piece is None:
             with self._cursor() as cursor:
@@ -154,7 +167,6 @@ class BoardCopy:
             piece = links, changes
         links, changes = piece
         if not links:
-            self.lag_revisions = 0
             return False
         if links[0].previous != at.revision:
             raise RuntimeError(
@@ -162,7 +174,6 @@ class BoardCopy:
                 f" not {at.revision}"
             )
         last = links[-1]
-        self.lag_revisions = len(links)
         failpoints.reach("boards.applying")
         said = self._run(self._apply, [self._z, self._m, self._meta], _apply_arguments(at, last, changes))
         failpoints.reach("boards.applied")

@@ -251,6 +251,20 @@ def test_hand_and_ledger_give_the_same_bytes(ledger, stream, redis_db_url):
     assert found[0] == found[1]
 
 
+def test_a_copy_that_cannot_be_reached_says_how_far_it_is_behind(subject, ledger, monkeypatch):
+    copy = subject.follower()
+    ledger.grow(1, 3)
+    settle(copy)
+    assert copy.lag() == 0
+    for seed in (2, 3):
+        ledger.grow(seed, 3)
+    behind = copy.lag()
+    monkeypatch.setattr(boards, "MOST_LAG", 1)
+
+    assert behind == 2
+    assert copy.lag() == 1
+
+
 def test_scores_beyond_a_floats_reach_stay_in_order(subject, ledger, stream):
     stream.take(
         submitted("ada", "a1", "huge", points=2**53 + 1),

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from core.errors import Unavailable
+from service import metrics
 from storage.redis.boards import PAGE
 from stream_app import following
 from stream_app.following import COMPARED_PAGES, Following, Keeping, Listening
@@ -145,6 +146,22 @@ class Copy:
         self.done.append("built")
 
 
+class Lagging(Copy):
+    """One that nothing can be brought to, so many revisions behind; None where nobody can say."""
+
+    def __init__(self, lag: int | None) -> None:
+        super().__init__(pages=1)
+        self._lag = lag
+
+    def step(self, *, look: bool) -> bool:
+        raise Unavailable("Redis: away")
+
+    def lag(self) -> int:
+        if self._lag is None:
+            raise Unavailable("Postgres: away")
+        return self._lag
+
+
 def keeping(copy: Copy, every_s: float = 10.0) -> tuple[Keeping, float]:
     """Whoever keeps this copy, and the instant it began."""
     kept: Any = Keeping([copy], None, _raise, postgres_url="", reconcile_every_s=every_s)  # type: ignore[arg-type, list-item]
@@ -252,3 +269,20 @@ def test_nobody_keeps_copies_before_what_is_in_hand_was_held_against_the_ledger(
     assert kept._is_keeper()
     assert len(asked) == 3
     assert copy.done == ["closed"] * 3
+
+
+@pytest.mark.parametrize(("lag", "told"), [(7, 7.0), (None, 3.0)])
+def test_how_far_a_copy_falls_behind_is_told_while_it_cannot_follow(monkeypatch, lag, told):
+    kept, _ = keeping(Lagging(lag))
+    monkeypatch.setattr(kept, "_is_keeper", lambda: True)
+    monkeypatch.setattr(kept, "_replier", SimpleNamespace(waiting=list, put_back=lambda waiting: None))
+    gauge = metrics.PROJECTION_LAG_REVISIONS.labels(Lagging.period)
+    gauge.set(3)
+
+    with pytest.raises(Unavailable):
+        kept.round(look=True)
+
+    assert gauge._value.get() == told
+    monkeypatch.setattr(kept._copies[0], "step", lambda *, look: False)
+    kept.round(look=True)
+    assert gauge._value.get() == 0
