@@ -134,7 +134,8 @@ class Judge:
         self.ledger = ledger
         self._erased = Erased(erasure_key)
         self._on_numbered = on_numbered
-        self._nobody = partial(People, most=most_people, most_rows=most_rows, slack_us=max_late_us)
+        slack_us = max(max_late_us, max_early_us)
+        self._nobody = partial(People, most=most_people, most_rows=most_rows, slack_us=slack_us)
         self._people = self._nobody()
         self._max_late_us, self._max_early_us = max_late_us, max_early_us
         self._definitions: Definitions | None = None

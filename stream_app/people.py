@@ -41,7 +41,7 @@ class People:
     def __init__(self, *, most: int, most_rows: int, slack_us: int) -> None:
         """`most` players and about `most_rows` of their recent actions at the most.
 
-        `slack_us` is how late an action that is no backfill may come.
+        `slack_us` is how late or early an action that is no backfill may come.
         """
         self._half, self._half_rows = max(1, most // 2), max(1, most_rows // 2)
         self._slack_us = slack_us
