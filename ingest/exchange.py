@@ -40,6 +40,7 @@ class Connection(Protocol):
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]: ...
     def on_response_complete(self) -> None: ...
+    def on_last_response_complete(self) -> None: ...
 
 
 class Exchange:
@@ -134,7 +135,9 @@ class Exchange:
     async def receive(self) -> dict[str, Any]:
         """The next message to the application."""
         connection = self._connection
-        if self._awaits_100 and not connection.transport.is_closing():
+        if self._awaits_100 and not (
+            self.response_started or self.disconnected or connection.transport.is_closing()
+        ):
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._awaits_100 = False
         if not (self._news or self.disconnected or self.response_complete):
@@ -174,9 +177,10 @@ class Exchange:
                 raise RuntimeError("the answer is shorter than its Content-Length")
             self.response_complete = True
             self.tell()
-            if not self.keep_alive:
-                connection.transport.close()
-            connection.on_response_complete()
+            if self.keep_alive:
+                connection.on_response_complete()
+            else:
+                connection.on_last_response_complete()
 
     def _head(self) -> bytes:
         """Status line and headers, and from them how the body is framed."""

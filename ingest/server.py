@@ -3,6 +3,12 @@
 uvicorn's own time-outs begin when a request is whole. A client that dribbles its head or its
 body, connects and says nothing, or stops reading, is cut here: by one sweep over the
 connections twice a second instead of a timer for every request.
+
+A socket that is closed over bytes nobody read is reset, and the reset can take the answer from a
+client that has not read it yet. So whoever is answered for good while still sending is listened
+to for a while after the answer's end.
+
+Source: https://www.rfc-editor.org/rfc/rfc9112#section-9.6
 """
 
 from __future__ import annotations
@@ -32,6 +38,12 @@ RECEIVE_S: Final = 5.0
 READ_S: Final = 10.0
 """For a client that has stopped taking in its answer."""
 
+LINGER_S: Final = 5.0
+"""For what still comes after the last answer: as long as for a body that is wanted."""
+
+MOST_THROWN_AWAY_BYTES: Final = 125_000_000
+"""Of what still comes after the last answer: what 200 Mbit/s bring in LINGER_S."""
+
 KEEP_ALIVE_S: Final = 5
 STOP_WITHIN_S: Final = 6
 
@@ -59,8 +71,9 @@ class Protocol(HttpToolsProtocol):
         self.sending_since_s = 0.0
         self.reading_since_s = 0.0
         self.idle_since_s = 0.0
-        self._begun = self._head_open = False
-        self._head_bytes = 0
+        self.lingering_since_s = 0.0
+        self._begun = self._head_open = self._body_came = self._stopping = False
+        self._head_bytes = self._thrown_away_bytes = 0
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -73,30 +86,43 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.tell()
-        for waiting in self.pipeline:
-            waiting.disconnected = True
+        self._disconnect()
         self.flow.resume_writing()
         if exc is None:
             self.transport.close()
         self.parser = None  # type: ignore[assignment]
 
+    def shutdown(self) -> None:
+        """The service stops: finish what is in hand. Who has the last answer is not waited for."""
+        self._stopping = True
+        if self.lingering_since_s:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
+        if self.lingering_since_s:
+            # Not parsed: neither a body's end nor another request changes anything.
+            self._thrown_away_bytes += len(data)
+            if self._thrown_away_bytes > MOST_THROWN_AWAY_BYTES:
+                self.transport.abort()
+            return
         self.idle_since_s = 0.0
         if not self.sending_since_s and (self.cycle is None or self.cycle.response_complete):
             self.sending_since_s = self.loop.time()
+        self._body_came = False
         super().data_received(data)
-        if self._head_open:
+        if self._begun and not self._body_came:
+            # A head, or what a body has in the place of one: the sizes of its chunks, and trailers. The
+            # parser keeps a value until it ends, and takes the longer to go on the longer it is.
             self._head_bytes += len(data)
-            if self._head_bytes <= MOST_HEAD_BYTES:
+            if self._head_bytes <= MOST_HEAD_BYTES or self.lingering_since_s:
                 return
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._head_open and self.cycle is not None and not self.cycle.response_complete:
                 # It would be taken for the answer to the request before.
                 self.transport.abort()
                 return
-            status = 431 if self.headers else 414
+            status = 431 if self.headers or not self._head_open else 414
             self._answer_and_close(status, "too_large", "The head of the request is too large.")
 
     def on_message_begin(self) -> None:
@@ -118,7 +144,6 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         parser = self.parser
         version = parser.get_http_version()
-        self._head_open = False
         # Long ones are not kept: they are few, and refused.
         parts_of = _parts_of if len(self.url) <= LONGEST_KEPT_URL_BYTES else _parts_of.__wrapped__
         path, raw_path, query = parts_of(self.url)
@@ -144,6 +169,7 @@ class Protocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             awaits_100=self.expect_100_continue,
         )
+        self._head_open = False
         # The body has a deadline of its own.
         self.sending_since_s = self.loop.time()
         if before is None or before.response_complete:
@@ -154,12 +180,16 @@ class Protocol(HttpToolsProtocol):
             self.pipeline.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
+        self._body_came, self._head_bytes = True, 0
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.take(body)
 
     def on_message_complete(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.whole()
+        else:
+            # It was answered before it was whole: only now nothing more is to come.
+            self.idle_since_s = self.loop.time()
         self.sending_since_s = 0.0
         self._begun = False
 
@@ -170,8 +200,18 @@ class Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self.pipeline.popleft().begin(self.app)
+            if self.sending_since_s:
+                # The rest of its body was not let in until now.
+                self.sending_since_s = self.loop.time()
         else:
             self.idle_since_s = self.loop.time()
+
+    def on_last_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self._begun or self.pipeline:
+            self._linger()
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -191,30 +231,65 @@ class Protocol(HttpToolsProtocol):
             return
         if self.reading_since_s and now_s - self.reading_since_s > READ_S:
             self.transport.abort()
-        elif self.idle_since_s and now_s - self.idle_since_s > KEEP_ALIVE_S:
+        elif self.lingering_since_s:
+            if now_s - self.lingering_since_s > LINGER_S:
+                self.transport.abort()
+        elif self.idle_since_s and now_s - self.idle_since_s > KEEP_ALIVE_S and self._is_answered():
             self.transport.close()
-        elif self.sending_since_s and now_s - self.sending_since_s > RECEIVE_S:
+        elif self.sending_since_s and now_s - self.sending_since_s > RECEIVE_S and not self.pipeline:
             if not self._begun:
                 # Nothing was said at all: there is nothing to answer.
                 self.transport.close()
-            elif self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-                self.transport.abort()
             else:
                 self._answer_and_close(408, "request_timeout", "The request did not arrive in time.")
 
+    def _is_answered(self) -> bool:
+        """Every request whose head is whole has its answer."""
+        return self.cycle is None or self.cycle.response_complete
+
     def _answer_and_close(self, status: int, code: str, detail: str) -> None:
+        """Give up the request that is coming in. One that has its answer gets no second one."""
+        if self.transport.is_closing() or self.lingering_since_s:
+            return
+        cycle = self.cycle
+        if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+            # It would be taken for the answer to a request before, or for a part of one.
+            self.transport.abort()
+            return
+        in_body = self._begun and not self._head_open
+        if not (in_body and self._is_answered()):
+            body = problems.encode(code, status, detail, tracing.make().trace_id)
+            reason = HTTPStatus(status).phrase
+            self.transport.write(
+                (
+                    f"HTTP/1.1 {status} {reason}\r\ncontent-type: {problems.CONTENT_TYPE.decode()}\r\n"
+                    f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
+                ).encode()
+                + body
+            )
+        self._linger()
+
+    def _linger(self) -> None:
+        """End what we send, and throw away what comes until the other side closes too, or it is too much."""
+        self._disconnect()
         if self.transport.is_closing():
             return
-        body = problems.encode(code, status, detail, tracing.make().trace_id)
-        reason = HTTPStatus(status).phrase
-        self.transport.write(
-            (
-                f"HTTP/1.1 {status} {reason}\r\ncontent-type: {problems.CONTENT_TYPE.decode()}\r\n"
-                f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
-            ).encode()
-            + body
-        )
-        self.transport.close()
+        if self._stopping:
+            self.transport.close()
+            return
+        self.lingering_since_s = self.loop.time()
+        self.transport.write_eof()
+        # Who cannot go on sending may never come to read.
+        self.flow.resume_reading()
+
+    def _disconnect(self) -> None:
+        """Tell who has not answered yet that nobody takes it in any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.tell()
+        for waiting in self.pipeline:
+            waiting.disconnected = True
+        self.pipeline.clear()
 
 
 @lru_cache(maxsize=1024)

@@ -602,15 +602,12 @@ def test_a_body_too_large_is_413_before_it_is_sent(world: World):
 def test_a_body_too_large_is_413_also_in_chunks(world: World):
     token = world.token(world.user())
 
-    try:
-        response = world.http.post(
-            "/v1/actions",
-            content=(b" " * 2**16 for _ in range(1024)),
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-        )
-    except httpx.WriteError:
-        # Cut off while it was still sending: the answer may be lost with the connection.
-        return
+    response = world.http.post(
+        "/v1/actions",
+        content=(b" " * 2**16 for _ in range(1024)),
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+
     assert is_problem(response, 413, "too_large")
 
 

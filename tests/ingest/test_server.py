@@ -7,9 +7,11 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -94,6 +96,13 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer else 0
 
 
+def only_problem(answer: bytes) -> int:
+    """The status of the one problem that was answered. Raises if it is not whole or not alone."""
+    told: int = json.loads(answer.partition(b"\r\n\r\n")[2])["status"]
+    assert status(answer) == told
+    return told
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -163,6 +172,19 @@ async def test_what_comes_after_a_body_is_no_header(listening: Listening) -> Non
 
 
 @pytest.mark.parametrize(
+    "rest", [b"0\r\na: " + b"b" * 2_000_000, b"2;" + b"a" * 2_000_000], ids=["trailer", "chunk"]
+)
+async def test_what_comes_around_a_body_is_given_up_before_it_takes_room(
+    listening: Listening, rest: bytes
+) -> None:
+    """The parser puts a value together anew with each piece: 26 MB of one would take it many seconds."""
+    head = post(b"", "Transfer-Encoding: chunked", token=listening.world.tokens.give("ann", "actions:write"))
+    head = head.replace(b"Content-Length: 0\r\n", b"")
+
+    assert status(await listening.say(head + b"2\r\n{}\r\n" + rest)) == 431
+
+
+@pytest.mark.parametrize(
     ("raw", "expected"),
     [(GET + b"a:b\r\n" * 20_000, 431), (b"GET /" + b"a" * 100_000, 414)],
     ids=["headers", "a path"],
@@ -212,7 +234,10 @@ async def test_who_connects_and_says_nothing_is_cut(listening: Listening) -> Non
     assert rest == b""
 
 
-async def test_who_dribbles_is_cut_while_others_are_served(listening: Listening) -> None:
+async def test_who_dribbles_is_cut_while_others_are_served(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", QUICK_S)
     reader, writer = await listening.open()
     began_s = asyncio.get_running_loop().time()
     served = []
@@ -238,6 +263,186 @@ async def test_pipelined_requests_are_answered_in_order(listening: Listening) ->
 
     named = [line for line in answer.split(b"\r\n") if line.startswith(b"trueboard-action")]
     assert named == [b"trueboard-action: a%d" % number for number in range(50)]
+
+
+async def test_a_body_is_not_late_that_was_not_let_in_while_the_request_before_was_in_work(
+    listening: Listening,
+) -> None:
+    token = listening.world.tokens.give("ann", "actions:write")
+    raw = b"".join(post(b'{"action_id":"%s","type":"commit"}' % name, token=token) for name in (b"a", b"b"))
+    held: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    listening.world.delivery.send = lambda *_: held  # type: ignore[method-assign]
+    reader, writer = await listening.open()
+    writer.write(raw[:-1])
+    await asyncio.sleep(QUICK_S + 0.6)
+    held.set_result(0)
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw[-1:])
+        while _whole(answer) < 2 and (chunk := await reader.read(65_536)):
+            answer += chunk
+    writer.close()
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"202"]
+
+
+MANY = 4 * 1024 * 1024
+
+
+def chunked(body: bytes, token: str) -> bytes:
+    head = post(b"", "Transfer-Encoding: chunked", token=token).replace(b"Content-Length: 0\r\n", b"")
+    return head + b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part)
+        for part in (body[begin : begin + 65_536] for begin in range(0, len(body), 65_536))
+    )
+
+
+def say_all_then_listen(port: int, raw: bytes) -> bytes:
+    """What a client has at the end that reads nothing before it has sent everything.
+
+    Raises:
+        OSError: the connection was reset, or nothing came or went for 10 s.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(raw)
+        answer = b""
+        while chunk := connection.recv(65_536):
+            answer += chunk
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("raw_of", "expected"),
+    [
+        pytest.param(lambda token: post(b" " * MANY, token=token), 413, id="a length"),
+        pytest.param(lambda token: chunked(b" " * MANY, token) + b"0\r\n\r\n", 413, id="chunks"),
+        pytest.param(lambda _: GET + b"a:b\r\n" * (MANY // 5), 431, id="headers"),
+        pytest.param(lambda _: b"\x16" * MANY, 400, id="no HTTP"),
+        pytest.param(
+            lambda token: post(b" " * 17_000, token=token) + post(b" " * MANY, token=token),
+            413,
+            id="another request behind it",
+        ),
+    ],
+)
+async def test_a_refusal_reaches_who_reads_it_only_after_sending_all(
+    listening: Listening, raw_of: Callable[[str], bytes], expected: int
+) -> None:
+    raw = raw_of(listening.world.tokens.give("ann", "actions:write"))
+    for _ in range(20):
+        answer = await asyncio.to_thread(say_all_then_listen, listening.port, raw)
+
+        assert only_problem(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "pause_s"),
+    [("LINGER_S", QUICK_S, 0.01), ("MOST_THROWN_AWAY_BYTES", 1 << 20, 0.0)],
+    ids=["in time", "in bytes"],
+)
+async def test_who_never_stops_sending_is_cut(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch, name: str, bound: float, pause_s: float
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 60.0)
+    monkeypatch.setattr(server, name, bound)
+
+    def send_on() -> None:
+        with socket.create_connection(("127.0.0.1", listening.port), timeout=10) as connection:
+            connection.sendall(post(b"", length=10_000_000_000))
+            while True:
+                connection.sendall(b" " * 16_384)
+                time.sleep(pause_s)
+
+    async with asyncio.timeout(8):
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await asyncio.to_thread(send_on)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        pytest.param(post(b"{", length=60).replace(b"application/json", b"text/plain"), 415, id="kept alive"),
+        pytest.param(post(b"{", length=60_000), 413, id="the last one"),
+    ],
+)
+async def test_a_body_that_does_not_come_after_its_answer_gets_no_second_one(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch, raw: bytes, expected: int
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", QUICK_S)
+    reader, writer = await listening.open()
+    writer.write(raw)
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b" ")
+        answer += await reader.read()
+    writer.close()
+
+    assert only_problem(answer) == expected
+
+
+async def test_a_body_that_cannot_be_read_after_its_answer_gets_no_second_one(listening: Listening) -> None:
+    token = listening.world.tokens.give("ann", "actions:write")
+    reader, writer = await listening.open()
+    writer.write(chunked(b"{", token).replace(b"application/json", b"text/plain"))
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"no chunk")
+        answer += await reader.read()
+    writer.close()
+
+    assert only_problem(answer) == 415
+
+
+async def test_a_connection_is_idle_once_a_refused_body_has_come(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", QUICK_S)
+    reader, writer = await listening.open()
+    writer.write(post(b"{", length=2).replace(b"application/json", b"text/plain"))
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"}")
+        answer += await reader.read()
+    writer.close()
+
+    assert only_problem(answer) == 415
+
+
+async def test_a_connection_is_not_idle_if_a_request_came_with_the_end_of_a_refused_body(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", QUICK_S)
+    token = listening.world.tokens.give("ann", "actions:write")
+    held: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    listening.world.delivery.send = lambda *_: held  # type: ignore[method-assign]
+    reader, writer = await listening.open()
+    writer.write(post(b"{", length=2).replace(b"application/json", b"text/plain"))
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"}" + post(b'{"action_id":"a","type":"commit"}', token=token))
+        await asyncio.sleep(QUICK_S + 0.6)
+        held.set_result(0)
+        answer += await reader.read()
+    writer.close()
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"415", b"202"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["already there", "yet to come"])
+async def test_no_request_is_taken_after_the_last_answer(listening: Listening, late: bool) -> None:
+    token = listening.world.tokens.give("ann", "actions:write")
+    raw = post(b" " * 17_000, token=token) + post(b'{"action_id":"a","type":"commit"}', token=token)
+    held_back = 1000 if late else 0
+    reader, writer = await listening.open()
+    writer.write(raw[: len(raw) - held_back])
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.write(raw[len(raw) - held_back :])
+    await asyncio.sleep(0.2)
+    writer.close()
+
+    assert only_problem(answer) == 413
+    assert not listening.world.records
 
 
 async def test_a_client_that_does_not_read_is_cut(listening: Listening) -> None:
@@ -279,6 +484,38 @@ async def test_what_is_in_hand_is_finished_when_told_to_stop(world: World) -> No
     writer.close()
 
     assert status(answer) == 202
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "expected"),
+    [(17_500, 0, 413), (1000, 0, 408), (1000, 16_500, 413)],
+    ids=["refused before", "given up before", "refused after"],
+)
+async def test_who_has_the_last_answer_does_not_delay_a_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch, first: int, rest: int, expected: int
+) -> None:
+    monkeypatch.setattr(server, "RECEIVE_S", QUICK_S)
+    monkeypatch.setattr(server, "LINGER_S", 60.0)
+    running = server.Server(server.configure(world.app, "127.0.0.1", 0), on_stop=lambda: None)
+    task = asyncio.create_task(running.serve())
+    port = await started(running)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    raw = chunked(b" " * 20_000, world.tokens.give("ann", "actions:write"))
+    writer.write(raw[:first])
+    async with asyncio.timeout(5):
+        if not rest:
+            answer = await reader.read()
+            assert running.server_state.connections
+        running.should_exit = True
+        if rest:
+            await asyncio.sleep(0.3)
+            writer.write(raw[first : first + rest])
+            answer = await reader.read()
+    async with asyncio.timeout(2):
+        await task
+    writer.close()
+
+    assert only_problem(answer) == expected
 
 
 async def test_a_signal_ends_the_process_with_status_0() -> None:
