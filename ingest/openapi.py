@@ -259,7 +259,8 @@ def _own() -> dict[tuple[str, str], dict[str, Any]]:
             "tags": ["actions"],
             "summary": "Submit several actions",
             "description": "Up to 500, answered one by one in order. A batch costs as much of the limits "
-            "as its actions. 503 as a whole if none was confirmed.",
+            "as its actions: of more than the limit's burst it is always 429, which tells how many may be "
+            "sent at once. 503 as a whole if none was confirmed.",
             "security": _BEARER,
             "requestBody": _body(_object({"actions": _list(_ref("Action"), 1, 500)})),
             "responses": {

@@ -67,7 +67,7 @@ class Rule:
 
     `name` is what the headers call it (`user`, `address`). One unit takes a whole number of
     microseconds, so a rate is exact where it divides a million. A request that costs more
-    than `burst` is always refused.
+    than `burst` is always refused, and told when all of the burst is there.
     """
 
     name: str
@@ -101,7 +101,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `refused_by` names the rule with the longest wait; `retry_after_s` is 0 when allowed.
     `rate_limit` and `rate_limit_policy` are header values as of
     draft-ietf-httpapi-ratelimit-headers: per rule the units left and the seconds until all
-    of the burst is back; `local` says that Redis was not asked or did not answer.
+    of the burst is back; `local` says that Redis was not asked or did not answer. `never_over` is
+    the burst of a rule that refused because more was asked for than it ever allows at once.
     """
 
     allowed: bool
@@ -110,6 +111,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     rate_limit: str
     rate_limit_policy: str
     local: bool = False
+    never_over: int | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -118,12 +120,12 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
     def refusal(self) -> Refused:
         """The 429 to raise; only for a decision that is not `allowed`."""
-        return Refused(
-            "rate_limited",
-            f"Too many requests; the limit is per {self.refused_by}. Try again in {self.retry_after_s} s.",
-            status_code=429,
-            headers=self.headers,
-        )
+        detail = f"Too many requests; the limit is per {self.refused_by}."
+        if self.never_over is None:
+            detail += f" Try again in {self.retry_after_s} s."
+        else:
+            detail += f" Send at most {self.never_over} at once, in {self.retry_after_s} s."
+        return Refused("rate_limited", detail, status_code=429, headers=self.headers)
 
 
 def address_key(address: str) -> str:
@@ -193,7 +195,7 @@ class Limits:
         """As `take`, by this process alone and at once; a `cost` of 0 looks."""
         now_us = round(self._monotonic_s() * 1_000_000)
         states = [self._local_state(rule, now_us, cost) for rule in rules]
-        allowed = all(wait_us <= 0 for _, _, wait_us, _ in states)
+        allowed = all(wait_us <= 0 and cost <= burst for _, burst, wait_us, _ in states)
         answers: list[int] = [int(allowed)]
         for rule, (interval_us, burst, wait_us, arrival_us) in zip(rules, states, strict=True):
             if allowed and cost:
@@ -204,7 +206,7 @@ class Limits:
             answers += [max(0, wait_us), left, arrival_us - now_us]
         while len(self._local) > _LOCAL_KEYS:
             self._local.popitem(last=False)
-        return _decision(rules, answers, local=True)
+        return _decision(rules, cost, answers, local=True)
 
     async def _decide(self, rules: Sequence[Rule], cost: int) -> Decision:
         if not rules:
@@ -229,7 +231,7 @@ class Limits:
         self._failures = 0
         if cost:
             self._remember(rules, answers)
-        return _decision(rules, answers, local=False)
+        return _decision(rules, cost, answers, local=False)
 
     def _remember(self, rules: Sequence[Rule], answers: Sequence[int]) -> None:
         """Keep what Redis said, so that deciding alone goes on from there and not from full buckets."""
@@ -293,7 +295,7 @@ class Limits:
         interval_us = rule.interval_us * self._replicas
         burst = max(1, rule.burst // self._replicas)
         arrival_us = max(now_us, self._local.get(rule.redis_key, 0))
-        wait_us = arrival_us + interval_us * (cost or 1) - interval_us * burst - now_us
+        wait_us = arrival_us + interval_us * min(cost or 1, burst) - interval_us * burst - now_us
         return interval_us, burst, wait_us, arrival_us
 
 
@@ -319,12 +321,14 @@ def _split(questions: Sequence[_Question], reply: bytes) -> list[list[int]]:
     return answers
 
 
-def _decision(rules: Sequence[Rule], answers: Sequence[int], *, local: bool) -> Decision:
+def _decision(rules: Sequence[Rule], cost: int, answers: Sequence[int], *, local: bool) -> Decision:
     """From the script's reply: allowed, then wait, units left and µs until full, per rule."""
-    refused_by, retry_after_s = None, 0
+    refused_by, retry_after_s, never_over = None, 0, None
     if not answers[0]:
-        wait_us, refused_by = max((wait, rule.name) for wait, rule in zip(answers[1::3], rules, strict=True))
-        retry_after_s = max(1, math.ceil(wait_us / 1_000_000))
+        waits = list(zip(answers[1::3], rules, strict=True))
+        wait_us, rule = max(waits, key=lambda told: (cost > told[1].burst, told[0], told[1].name))
+        refused_by, retry_after_s = rule.name, max(1, math.ceil(wait_us / 1_000_000))
+        never_over = rule.burst if cost > rule.burst else None
         metrics.LIMITED.labels(refused_by).inc()
     left = [
         f'"{rule.name}";r={units};t={-(-full_us // 1_000_000)}'
@@ -337,4 +341,5 @@ def _decision(rules: Sequence[Rule], answers: Sequence[int], *, local: bool) -> 
         ", ".join(left),
         ", ".join([rule.policy for rule in rules]),
         local,
+        never_over,
     )

@@ -160,6 +160,21 @@ def timeless(redis_db_url):
 
 
 @pytest.mark.services
+def test_the_script_never_lets_more_than_a_burst_in(timeless):
+    _, script = timeless
+    rule, now_us = Rule("user", "u", 5, 30), 1_800_000_000_000_000
+
+    def ask(cost: int, later_us: int) -> list[int]:
+        keys, packed = limits._packed([([rule], cost)])
+        return limits._split([([rule], cost)], script(keys=keys, args=[packed, now_us + later_us]))[0]
+
+    assert ask(10, 0)[0] == 1
+    assert ask(31, 0)[:2] == [0, 2_000_000]
+    assert ask(500, 2_000_000)[:2] == [0, 0]
+    assert ask(30, 2_000_000)[0] == 1
+
+
+@pytest.mark.services
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrivals=turns, rate_per_s=st.sampled_from([0.5, 3, 7, 20_000]), burst=st.integers(1, 9))
 def test_the_script_grants_exactly_what_ideal_buckets_grant(timeless, arrivals, rate_per_s, burst):
@@ -197,6 +212,22 @@ def test_whoever_waits_as_long_as_told_is_let_in(wait, cost):
     clock.now_us += told.retry_after_s * 1_000_000
 
     assert told.allowed or alone.take_locally([rule], cost).allowed
+
+
+@given(spent=st.integers(0, 3), cost=st.integers(4, 1000))
+def test_what_is_more_than_a_burst_is_told_when_all_of_it_is_there(spent, cost):
+    clock = Stopwatch()
+    alone = Limits(None, monotonic_s=clock.monotonic_s)
+    rule = Rule("user", "u", 2, 3)
+    for _ in range(spent):
+        alone.take_locally([rule])
+    told = alone.take_locally([rule, ADDRESS], cost)
+    clock.now_us += told.retry_after_s * 1_000_000
+
+    assert (told.allowed, told.refused_by, told.never_over) == (False, "user", 3)
+    assert told.retry_after_s == max(1, -(-spent // 2))
+    assert "at most 3 at once" in told.refusal().detail
+    assert alone.take_locally([rule], 3).allowed
 
 
 # with a real server

@@ -6,7 +6,8 @@
 --
 -- Returns MessagePack: per request allowed 0|1, then per rule µs until this cost would fit, units left,
 -- µs until the burst is full. Nothing is charged unless every rule of the request allows it; a look asks
--- whether one unit would fit. Some 5 µs a request; at most 500 of them.
+-- whether one unit would fit. What costs more than a burst never fits: it is told when the burst is full.
+-- Some 5 µs a request; at most 500 of them.
 local asked = cmsgpack.unpack(ARGV[1])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -27,8 +28,8 @@ while at < last do
     local burst = interval * asked[rule + 2]
     -- Never further ahead than a spent burst: a clock set back must not lock anybody out.
     local arrival = max(now, min(arrivals[key], now + burst))
-    local wait = arrival + interval * units - burst - now
-    if units > 0 and wait > 0 then
+    local wait = arrival + min(interval * units, burst) - burst - now
+    if units > 0 and wait > 0 or units > asked[rule + 2] then
       allowed = 0
     end
     arrivals[key] = arrival
