@@ -11,11 +11,12 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 from core import scopes
-from core.errors import Refused
+from core.errors import Refused, Unavailable
 from ingest.ports import Claims, Decision, Limits, Verifier
 from ingest.requests import Request
 from ingest.settings import Settings
@@ -118,6 +119,19 @@ class Gate:
         authenticated, unauthenticated, _ = self._address_rules(request.address)
         rule = unauthenticated if claims is None else authenticated
         self._settle(request, await self._limits.take((rule,), 1))
+
+    async def reader(self, request: Request) -> Claims | None:
+        """Who reads what needs no token, charged as a request: None without a good token.
+
+        Raises:
+            Refused: 429.
+        """
+        claims = None
+        if (token := request.bearer()) is not None:
+            with suppress(Refused, Unavailable):
+                claims = await self.who(request, token)
+        await self.take_request(request, claims)
+        return claims
 
     async def _count_failure(self, request: Request) -> None:
         decision = await self._limits.take((self._address_rules(request.address)[2],), 1)

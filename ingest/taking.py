@@ -11,7 +11,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from ingest.requests import SINGLE_BYTES, Read, Reply, Request, read_body
 from ingest.submission import Offer, Tolerance, accept
 from ingest.submitting import Outcome, Submitting
 from service import failpoints
+
+T = TypeVar("T")
 
 
 class Contract(ABC):
@@ -93,13 +95,38 @@ class Taking:
         """The handler of a path that this contract has to itself."""
 
         async def handle(request: Request) -> Reply:
-            body = await request.body(SINGLE_BYTES)
-            claims = None
-            if contract.token_field is None:
-                claims = await self.gate.who(request, request.bearer())
-            return await self.take(request, contract, read_body(body, contract.decoder), claims)
+            bearer = contract.token_field is None
+            claims, read = await self.read(
+                request, SINGLE_BYTES, lambda body: read_body(body, contract.decoder), bearer=bearer
+            )
+            return await self.take(request, contract, read, claims)
 
         return handle
+
+    async def read(
+        self, request: Request, most_bytes: int, reading: Callable[[bytes], T], *, bearer: bool
+    ) -> tuple[Claims | None, T]:
+        """Who sent a body, where its `bearer` token tells, and what `reading` makes of it.
+
+        What cannot be read has nobody's actions to be counted for, so it counts for the address.
+
+        Raises:
+            Refused: 413, 415, 401, 400, and 429 in the place of each.
+            Unavailable: the keys cannot be read.
+        """
+        claims = None
+        try:
+            body = await request.body(most_bytes)
+        except Refused:
+            await self.gate.take_request(request, None)
+            raise
+        if bearer:
+            claims = await self.gate.who(request, request.bearer())
+        try:
+            return claims, reading(body)
+        except Refused:
+            await self.gate.take_request(request, claims)
+            raise
 
     async def take(
         self, request: Request, contract: Contract, read: Read[Any], claims: Claims | None

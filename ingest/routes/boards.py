@@ -68,7 +68,7 @@ class BoardRoutes:
 
     async def standings(self, request: Request) -> Reply:
         """A page of a window, from the top or after a cursor."""
-        claims = await self._reader(request)
+        claims = await self._gate.reader(request)
         board, window, period, query = _named(request, "limit", "after", "at_least")
         limit = _limit(query.get("limit"))
         at_least = _position(query.get("at_least"))
@@ -107,7 +107,7 @@ class BoardRoutes:
 
     async def player(self, request: Request) -> Reply:
         """One player's entry in a window."""
-        claims = await self._reader(request)
+        claims = await self._gate.reader(request)
         board, window, period, query = _named(request, "at_least")
         user_id = request.path_params["user"]
         if words.USER_ID.fullmatch(user_id) is None:
@@ -134,17 +134,6 @@ class BoardRoutes:
         reply = json_reply(200, shown, headers)
         reply.cacheable = True
         return reply
-
-    async def _reader(self, request: Request) -> Claims | None:
-        """Who reads, None without a good token: most boards ask nobody for one."""
-        claims = None
-        if (token := request.bearer()) is not None:
-            try:
-                claims = await self._gate.who(request, token)
-            except (Refused, Unavailable):
-                claims = None
-        await self._gate.take_request(request, claims)
-        return claims
 
     def _allow(self, board: str, claims: Claims | None) -> None:
         """Raises Refused for a board that this reader may not see."""

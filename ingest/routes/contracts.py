@@ -298,8 +298,10 @@ class ContractRoutes:
 
     async def s3_or_s4(self, request: Request) -> Reply:
         """Two contracts share this path; the body's fields tell which one it is."""
-        body = await request.body(SINGLE_BYTES)
-        fields = members_of(body).keys()
+        _, (body, members) = await self._taking.read(
+            request, SINGLE_BYTES, lambda body: (body, members_of(body)), bearer=False
+        )
+        fields = members.keys()
         contract: Contract
         if (S4_FIELD in fields) == bool(fields & S3_FIELDS):
             # Nobody is named, so it counts for the address.
@@ -314,7 +316,7 @@ class ContractRoutes:
 
     async def top10(self, request: Request) -> Reply:
         """S3's top 10, public."""
-        await self._gate.take_request(request, None)
+        await self._gate.reader(request)
         page = await self._boards.top()
         return _page_reply(page, self._scores.body(page))
 

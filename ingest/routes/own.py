@@ -18,7 +18,6 @@ from ingest.ports import Claims, Markers, Tickets
 from ingest.requests import (
     BATCH_BYTES,
     Body,
-    Read,
     Reply,
     Request,
     action_headers,
@@ -137,12 +136,9 @@ class OwnRoutes:
     async def submit_batch(self, request: Request) -> Reply:
         """Up to 500 actions in, an answer for each out."""
         taking = self._taking
-        body = await request.body(BATCH_BYTES)
-        claims = await taking.gate.who(request, request.bearer())
+        claims, items = await taking.read(request, BATCH_BYTES, _items, bearer=True)
+        assert claims is not None
         request.client = claims.sub
-        read = read_body(body, _batch_decoder)
-        items: Sequence[Item] | Refused
-        items = read.value.actions if read.value is not None else _loose(read, body)
         if isinstance(items, Refused) or not 1 <= len(items) <= MOST_ACTIONS:
             await taking.gate.take_actions(request, claims)
             if isinstance(items, Refused):
@@ -253,8 +249,15 @@ class OwnRoutes:
         return json_reply(200, {"results": results})
 
 
-def _loose(read: Read[BatchBody], body: bytes) -> list[Item] | Refused:
-    """The actions of a batch one by one, those out of shape as their refusals."""
+def _items(body: bytes) -> Sequence[Item] | Refused:
+    """The actions of a batch one by one, those out of shape as their refusals.
+
+    Raises:
+        Refused: 400 `invalid_json`.
+    """
+    read = read_body(body, _batch_decoder)
+    if read.value is not None:
+        return read.value.actions
     try:
         loose = _loose_decoder.decode(body)
     except msgspec.ValidationError:
