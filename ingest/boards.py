@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from core import words
+from core.errors import Unavailable
 from ingest.patience import within
 from ingest.ports import Position, Standings
 from service import metrics
@@ -76,17 +77,31 @@ class Boards:
     async def page(
         self, period: str, *, limit: int, after: bytes | None = None, at_least: Position | None = None
     ) -> Page:
-        reading = self._read_page(period, limit, after, at_least)
-        page = await within(LONGEST_READ_S, reading)
-        self._count(page)
+        page = await within(LONGEST_READ_S, self._read_page(period, limit, after, at_least))
+        self.count(postgres=page.source == "postgres")
+        return page
+
+    async def later_page(self, period: str, position: Position, *, limit: int, after: bytes) -> Page | None:
+        """The entries behind this member, if the period still shows this position."""
+        try:
+            page = await within(LONGEST_READ_S, self._read_page(period, limit, after, None))
+        except Unavailable:
+            return None
+        if (page.epoch, page.revision) != position:
+            return None
+        self.count(postgres=page.source == "postgres")
         return page
 
     async def player(
         self, period: str, user_id: str, at_least: Position | None = None
     ) -> tuple[Page, RankedEntry | None]:
         page, entry = await within(LONGEST_READ_S, self._read_player(period, user_id, at_least))
-        self._count(page)
+        self.count(postgres=page.source == "postgres")
         return page, entry
+
+    def count(self, *, postgres: bool) -> None:
+        """Count a reading, by what answered it."""
+        (self._miss if postgres else self._hit).inc()
 
     async def _read_page(
         self, period: str, limit: int, after: bytes | None, at_least: Position | None
@@ -97,9 +112,6 @@ class Boards:
         self, period: str, user_id: str, at_least: Position | None
     ) -> tuple[Page, RankedEntry | None]:
         return await self._standings.player(period, user_id, at_least=at_least)
-
-    def _count(self, page: Page) -> None:
-        (self._miss if page.source == "postgres" else self._hit).inc()
 
 
 class Encoded:

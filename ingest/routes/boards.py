@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from core import scopes, words
-from core.errors import Refused, Unavailable
+from core.errors import Refused
 from core.ranking import member
 from core.times import HIGHEST_US, LOWEST_US, format_us
 from ingest import cursors
@@ -152,11 +152,9 @@ class BoardRoutes:
         """
         if self._clock_s() - cursor.began_s > HELD_S:
             raise _expired()
-        try:
-            page = await self._boards.page(cursor.period, limit=limit, after=cursor.member)
-        except Unavailable:
-            page = None
-        if page is not None and (page.epoch, page.revision) == (cursor.epoch, cursor.revision):
+        position = cursor.epoch, cursor.revision
+        page = await self._boards.later_page(cursor.period, position, limit=limit, after=cursor.member)
+        if page is not None:
             return [(entry.rank, entry) for entry in page.entries]
         past = await within(
             LONGEST_READ_S,
@@ -164,6 +162,7 @@ class BoardRoutes:
         )
         if past is None:
             raise _expired()
+        self._boards.count(postgres=True)
         return list(enumerate(past, cursor.rank + 1))
 
 

@@ -13,6 +13,7 @@ from core.ranking import member
 from ingest import cursors
 from ingest.boards import Shared
 from ingest.cursors import Cursor
+from service import metrics
 from tests.ingest.world import EPOCH, NOW_US, World, bearer
 
 STANDINGS = "/v1/boards/main/standings"
@@ -71,6 +72,22 @@ async def test_later_pages_are_of_the_first_one_s_revision_while_the_board_moves
     assert {page.json()["revision"] for page in (first, second, third)} == {1}
     assert {page.headers["trueboard-revision"] for page in (first, second, third)} == {"1"}
     assert third.json()["next"] is None
+
+
+async def test_a_reading_counts_by_what_answered_it(world: World) -> None:
+    fill(world, 9)
+    token = world.tokens.give("u001", "actions:write")
+    counted = {name: metrics.STANDINGS_READS.labels(name)._value for name in ("hit", "miss")}
+    before = {name: count.get() for name, count in counted.items()}
+    after = (await world.client.get(f"{STANDINGS}?limit=3")).json()["next"]
+    await world.client.get(f"{STANDINGS}?limit=3&after={after}")
+    await world.client.post(
+        "/v1/actions", json={"action_id": "a", "type": "level_complete"}, headers=bearer(token)
+    )
+    past = await world.client.get(f"{STANDINGS}?limit=3&after={after}")
+
+    assert past.json()["revision"] == 1
+    assert {name: count.get() - before[name] for name, count in counted.items()} == {"hit": 2, "miss": 1}
 
 
 async def test_a_page_is_held_for_five_minutes_and_within_its_history(world: World) -> None:
