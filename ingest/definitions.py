@@ -46,7 +46,9 @@ class Definitions:
         return self._catalogue
 
     def public(self) -> frozenset[str]:
-        """The boards that need no token."""
+        """The boards that need no token. Raises Unavailable before they were first read."""
+        if self._catalogue is None:
+            raise Unavailable("The boards cannot be read now.", code="board_rebuilding", retry_after_s=2)
         return self._public
 
     async def refresh(self) -> None:

@@ -41,6 +41,8 @@ async def test_definitions_are_read_when_they_move(database: str, pool: AsyncCon
     )
     with pytest.raises(Unavailable):
         _ = held.current
+    with pytest.raises(Unavailable):
+        held.public()
     await held.refresh()
     first = held.current
     await held.refresh()
