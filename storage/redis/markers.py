@@ -20,6 +20,7 @@ import msgspec
 from redis import exceptions as redis_exceptions
 
 from core.actions import SubmittedRecord
+from core.errors import Unavailable
 from core.receipts import Judged
 from storage.redis import scripts
 from storage.redis.line import Line
@@ -73,6 +74,17 @@ class Markers:
             return _read(await looking)
         except _NO_ANSWER:
             return None
+
+    async def found_for_certain(self, looking: asyncio.Future[Any]) -> Marker | None:
+        """The marker a look found, for whom none would mean that nothing was published.
+
+        Raises:
+            Unavailable: Redis did not answer.
+        """
+        try:
+            return _read(await looking)
+        except _NO_ANSWER as error:
+            raise Unavailable(f"Redis: {error}", code="board_rebuilding") from error
 
     async def find_many(self, keys: Sequence[tuple[str, str]]) -> list[Marker | None]:
         """The markers of these (user id, action id), in order; None also where Redis did not answer."""

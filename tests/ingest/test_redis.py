@@ -11,6 +11,7 @@ import redis.asyncio
 from redis import exceptions as redis_exceptions
 
 from core.actions import SubmittedRecord, fingerprint
+from core.errors import Unavailable
 from core.receipts import Judged
 from storage.redis.limits import Limits, Rule
 from storage.redis.line import Line
@@ -178,6 +179,8 @@ async def test_without_redis_there_are_no_markers_and_no_errors() -> None:
 
     assert await markers.found(markers.look("ann", "a")) is None
     assert await markers.find_many([("ann", "a")]) == [None]
+    with pytest.raises(Unavailable):
+        await markers.found_for_certain(markers.look("ann", "a"))
     await line.stop()
 
 

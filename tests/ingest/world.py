@@ -107,12 +107,17 @@ class FakeMarkers:
 
     def look(self, user_id: str, action_id: str) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        future.set_result(None if self.away else self.held.get((user_id, action_id)))
+        future.set_result(self.held.get((user_id, action_id)))
         return future
 
     async def found(self, looking: asyncio.Future[Any]) -> Marker | None:
         marker: Marker | None = await looking
-        return marker
+        return None if self.away else marker
+
+    async def found_for_certain(self, looking: asyncio.Future[Any]) -> Marker | None:
+        if self.away:
+            raise Unavailable("Redis: away", code="board_rebuilding")
+        return await self.found(looking)
 
     async def find_many(self, keys: Sequence[tuple[str, str]]) -> list[Marker | None]:
         return [None if self.away else self.held.get(key) for key in keys]
