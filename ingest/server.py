@@ -118,10 +118,6 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes <= MOST_HEAD_BYTES or self.lingering_since_s:
                 return
-            if self._head_open and self.cycle is not None and not self.cycle.response_complete:
-                # It would be taken for the answer to the request before.
-                self.transport.abort()
-                return
             status = 431 if self.headers or not self._head_open else 414
             self._answer_and_close(status, "too_large", "The head of the request is too large.")
 
@@ -251,13 +247,13 @@ class Protocol(HttpToolsProtocol):
         """Give up the request that is coming in. One that has its answer gets no second one."""
         if self.transport.is_closing() or self.lingering_since_s:
             return
-        cycle = self.cycle
-        if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+        cycle, in_body = self.cycle, self._begun and not self._head_open
+        answered = cycle is None or cycle.response_complete
+        if self.pipeline or not (cycle is None or answered or (in_body and not cycle.response_started)):
             # It would be taken for the answer to a request before, or for a part of one.
             self.transport.abort()
             return
-        in_body = self._begun and not self._head_open
-        if not (in_body and self._is_answered()):
+        if not (in_body and answered):
             body = problems.encode(code, status, detail, tracing.make().trace_id)
             reason = HTTPStatus(status).phrase
             self.transport.write(
