@@ -72,6 +72,7 @@ class Protocol(HttpToolsProtocol):
         self.reading_since_s = 0.0
         self.idle_since_s = 0.0
         self.lingering_since_s = 0.0
+        self.closing_since_s = 0.0
         self._begun = self._head_open = self._body_came = self._stopping = False
         self._head_bytes = self._thrown_away_bytes = 0
 
@@ -224,8 +225,11 @@ class Protocol(HttpToolsProtocol):
     def sweep(self, now_s: float) -> None:
         """Cut the connection if it has kept us waiting for too long."""
         if self.transport.is_closing():
-            return
-        if self.reading_since_s and now_s - self.reading_since_s > READ_S:
+            # It is closed once the rest is written, which nobody may ever take in.
+            self.closing_since_s = self.closing_since_s or now_s
+            if now_s - self.closing_since_s > READ_S:
+                self.transport.abort()
+        elif self.reading_since_s and now_s - self.reading_since_s > READ_S:
             self.transport.abort()
         elif self.lingering_since_s:
             if now_s - self.lingering_since_s > LINGER_S:

@@ -24,8 +24,9 @@ QUICK_S = 0.4
 class Listening:
     """The service on a port of this machine."""
 
-    def __init__(self, world: World, port: int) -> None:
+    def __init__(self, world: World, running: server.Server, port: int) -> None:
         self.world, self.port = world, port
+        self.connections = running.server_state.connections
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -72,7 +73,7 @@ async def listening(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(server, "READ_S", QUICK_S)
     running = server.Server(server.configure(world.app, "127.0.0.1", 0), on_stop=lambda: None)
     task = asyncio.create_task(running.serve())
-    yield Listening(world, await started(running))
+    yield Listening(world, running, await started(running))
     running.should_exit = True
     await task
 
@@ -469,6 +470,24 @@ async def test_a_client_that_does_not_read_is_cut(listening: Listening) -> None:
     writer.close()
 
     assert cut or _whole(answer) < 60
+
+
+async def test_a_client_that_does_not_read_its_last_answer_is_cut(listening: Listening) -> None:
+    world = listening.world
+    world.stream.scores = {f"{'u' * 250}{number}": (number, 0) for number in range(1000)}
+    ask = "GET /v1/boards/main/standings?limit=1000 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", listening.port))
+        for there in (True, False):
+            async with asyncio.timeout(8):
+                while bool(listening.connections) != there:  # noqa: ASYNC110 — uvicorn has no event for it
+                    await asyncio.sleep(0.01)
+            for connection in listening.connections:
+                # Or the kernel takes it all, and nobody here is left waiting.
+                serving = connection.transport.get_extra_info("socket")
+                serving.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                client.sendall(ask.encode())
 
 
 async def test_what_is_in_hand_is_finished_when_told_to_stop(world: World) -> None:
