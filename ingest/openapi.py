@@ -223,24 +223,6 @@ def _body(schema: Schema) -> dict[str, Any]:
     return {"required": True, "content": {_CONTENT: {"schema": schema}}}
 
 
-def _receipt(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "tags": ["actions"],
-        "summary": summary,
-        "description": "For as long as the ledger lives. Another user's action is as good as unknown, "
-        "but for a token with actions:write:any.",
-        "security": _BEARER,
-        "parameters": [
-            *parameters,
-            _parameter("user_id", "query", _USER, "Whose action; needs actions:write:any."),
-        ],
-        "responses": {
-            "200": _reply("What is known of it.", _ref("Receipt"), *_SHOWN, *_LIMITS),
-            **_errors((401, *_READ)),
-        },
-    }
-
-
 def _own() -> dict[tuple[str, str], dict[str, Any]]:
     return {
         ("/v1/actions", "post"): {
@@ -290,11 +272,21 @@ def _own() -> dict[tuple[str, str], dict[str, Any]]:
                 **_errors((400, 401, 408, 413, 415, 429, 500, 503)),
             },
         },
-        ("/v1/actions/batch", "get"): _receipt("The receipt of the action with the id batch"),
-        ("/v1/actions/{action_id}", "get"): _receipt(
-            "An action's receipt",
-            _parameter("action_id", "path", _ACTION, "The action's id.", required=True),
-        ),
+        ("/v1/actions/{action_id}", "get"): {
+            "tags": ["actions"],
+            "summary": "An action's receipt",
+            "description": "For as long as the ledger lives. Another user's action is as good as unknown, "
+            "but for a token with actions:write:any.",
+            "security": _BEARER,
+            "parameters": [
+                _parameter("action_id", "path", _ACTION, "The action's id.", required=True),
+                _parameter("user_id", "query", _USER, "Whose action; needs actions:write:any."),
+            ],
+            "responses": {
+                "200": _reply("What is known of it.", _ref("Receipt"), *_SHOWN, *_LIMITS),
+                **_errors((401, *_READ)),
+            },
+        },
         ("/v1/ws-ticket", "post"): {
             "tags": ["actions"],
             "summary": "A ticket for a WebSocket",

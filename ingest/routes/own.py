@@ -120,14 +120,7 @@ class OwnRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/actions", {"POST": Endpoint(handler=self.submit, contract="v1")}),
-            Route(
-                "/v1/actions/batch",
-                {
-                    "POST": Endpoint(handler=self.submit_batch, contract="v1"),
-                    # An action may have this very id.
-                    "GET": Endpoint(handler=self.receipt),
-                },
-            ),
+            Route("/v1/actions/batch", {"POST": Endpoint(handler=self.submit_batch, contract="v1")}),
             Route("/v1/actions/{action_id:str}", {"GET": Endpoint(handler=self.receipt)}),
             Route("/v1/ws-ticket", {"POST": Endpoint(handler=self.ticket)}),
         ]
@@ -163,7 +156,7 @@ class OwnRoutes:
         claims = await taking.gate.who(request, request.bearer())
         await taking.gate.take_request(request, claims)
         user_id = request.query("user_id").get("user_id", claims.sub)
-        action_id = request.path_params.get("action_id", "batch")
+        action_id = request.path_params["action_id"]
         if words.USER_ID.fullmatch(user_id) is None:
             raise Refused("invalid_field", "user_id must be 1 to 255 of A-Z a-z 0-9 . _ : @ -.")
         foreign = user_id != claims.sub and scopes.ACTIONS_WRITE_ANY not in claims.scopes

@@ -12,8 +12,6 @@ INTERFACE = {
     ("post", "/v1/actions"),
     ("post", "/v1/actions/batch"),
     ("get", "/v1/actions/{action_id}"),
-    # The same of the id batch: a document may not leave a call out because another path hides it.
-    ("get", "/v1/actions/batch"),
     ("get", "/v1/boards/{board}/standings"),
     ("get", "/v1/boards/{board}/players/{user}"),
     ("post", "/v1/ws-ticket"),

@@ -24,18 +24,6 @@ async def test_an_action_is_answered_with_a_receipt(world: World) -> None:
     assert reply.headers["trueboard-action"] == "a1"
 
 
-@pytest.mark.parametrize("action_id", ["a1", "batch"])
-async def test_a_receipt_is_where_the_answer_says(world: World, action_id: str) -> None:
-    token = world.tokens.give("ann", "actions:write")
-    taken = await world.client.post(
-        "/v1/actions", json={"action_id": action_id, "type": "level_complete"}, headers=bearer(token)
-    )
-    receipt = await world.client.get(taken.headers["location"], headers=bearer(token))
-
-    assert receipt.status_code == 200
-    assert receipt.json()["action_id"] == action_id
-
-
 async def test_nobody_is_told_that_an_action_is_unknown_while_redis_is_away(world: World) -> None:
     token = world.tokens.give("ann", "actions:write")
     world.stream.judging = False
