@@ -122,6 +122,7 @@ class Taking:
             raise
         if bearer:
             claims = await self.gate.who(request, request.bearer())
+            request.client = claims.sub
         try:
             return claims, reading(body)
         except Refused:

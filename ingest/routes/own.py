@@ -138,7 +138,6 @@ class OwnRoutes:
         taking = self._taking
         claims, items = await taking.read(request, BATCH_BYTES, _items, bearer=True)
         assert claims is not None
-        request.client = claims.sub
         if isinstance(items, Refused) or not 1 <= len(items) <= MOST_ACTIONS:
             await taking.gate.take_actions(request, claims)
             if isinstance(items, Refused):

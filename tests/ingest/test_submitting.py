@@ -288,6 +288,17 @@ async def test_every_attempt_is_counted_and_logged_without_token_or_body(world: 
     assert ann.encode() not in written
 
 
+@pytest.mark.parametrize("path", [OWN, f"{OWN}/batch"])
+async def test_the_line_of_a_body_that_cannot_be_read_names_who_sent_it(
+    world: World, ann: str, path: str
+) -> None:
+    headers = {**bearer(ann), "content-type": "application/json"}
+    await world.client.post(path, content=b"{", headers=headers)
+
+    (line,) = world.logged()
+    assert (line["client"], line["code"]) == ("ann", "invalid_json")
+
+
 async def test_a_defect_is_500_with_nothing_of_it_and_is_logged(
     world: World, ann: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
