@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ import psycopg
 from core.errors import Unavailable
 from core.times import parse_us
 from service import keys
+from service.settings import read_settings
 from storage.postgres import connections
 from trueboard.endpoints import Endpoints
+from trueboard.token import TokenSettings
 
 MOST_ACTIONS: Final = 500
 """In one batch, by the door's rule."""
@@ -140,9 +143,11 @@ class Tokens:
         self._data, self._endpoints = data, endpoints
         self._user, self._scopes = user, tuple(scopes)
         self._token, self._until_s = "", 0.0
+        settings = read_settings(TokenSettings, os.environ, data_dir=data)
+        self._life_s = min(_TOKEN_LIFE_S, settings.token_max_life_s)
 
     def current(self) -> str:
-        """A token that holds for some minutes more.
+        """A token that holds for half of its life more.
 
         Raises:
             SettingsError: the data directory has no keys.
@@ -152,11 +157,11 @@ class Tokens:
                 self._data / "keys",
                 user=self._user,
                 scopes=self._scopes,
-                ttl_s=_TOKEN_LIFE_S,
+                ttl_s=self._life_s,
                 issuer=self._endpoints.issuer,
                 audience=self._endpoints.audience,
             )
-            self._until_s = time.monotonic() + _TOKEN_LIFE_S / 2
+            self._until_s = time.monotonic() + self._life_s / 2
         return self._token
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from core.errors import Unavailable
@@ -169,6 +170,18 @@ def test_a_token_is_made_anew_before_it_ends(tmp_path: Path, monkeypatch: pytest
     other = tokens.current()
 
     assert first == same != other
+
+
+def test_a_token_lives_no_longer_than_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys.ensure(tmp_path / "keys")
+    lives = []
+    for longest_s in (60, 3600):
+        monkeypatch.setenv("TRUEBOARD_TOKEN_MAX_LIFE_S", str(longest_s))
+        token = Tokens(tmp_path, endpoints(), user="u", scopes=("actions:write",)).current()
+        claims = jwt.decode(token, options={"verify_signature": False})
+        lives.append(claims["exp"] - claims["iat"])
+
+    assert lives == [60, 900]
 
 
 RECEIPT = {
