@@ -63,7 +63,7 @@ def late_keeper(scene: Scene) -> None:
     rig = scene.rig
     for worker in ("stream", "stream2"):
         rig.tell(worker, **_UNCOMPARED)
-    stream = scene.worker_meeting(f"boards.applying=pause:{_LATE_S}s@100")
+    stream = scene.worker_meeting(f"boards.applying=pause:{_LATE_S}s@100,boards.applied=pause:3s@100")
     user, earned = direct_user(), count()
 
     def earn() -> None:
@@ -88,8 +88,15 @@ def late_keeper(scene: Scene) -> None:
         earn()
         time.sleep(0.05)
     scene.effect("all of it is in the copy", lambda: scene.world.copied() >= scene.world.position())
-    assert time.monotonic() < goes_on_s, "it went on too soon"
-    time.sleep(goes_on_s + 1 - time.monotonic())
+    assert time.monotonic() < goes_on_s - 1, "it went on too soon"
+    stood_at = scene.world.copied()
+    time.sleep(goes_on_s - 1 - time.monotonic())
+    # Neither of them makes good what it did, for a moment.
+    with scene.broken("SIGSTOP of the other", rig["stream2"].pause, rig["stream2"].go_on, "stream2"):
+        time.sleep(goes_on_s + 1 - time.monotonic())
+        stands_at = scene.world.copied()
+        # One that has lost its place is shown to nobody, and built anew.
+        assert stands_at >= stood_at or stands_at[1] < 0, "the copy went back"
     scene.progress()
     scene.healed()
     rig["stream2"].stop()
