@@ -43,6 +43,17 @@ class Listening:
         writer.close()
         return answer
 
+    async def say_in_two(self, raw: bytes, rest: bytes) -> bytes:
+        """What comes until it closes, `rest` being said once the head of an answer is there."""
+        reader, writer = await self.open()
+        writer.write(raw)
+        async with asyncio.timeout(5):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            writer.write(rest)
+            answer += await reader.read()
+        writer.close()
+        return answer
+
 
 def _whole(answer: bytes) -> int:
     """How many whole answers these are, interim ones left out."""
@@ -376,43 +387,24 @@ async def test_a_body_that_does_not_come_after_its_answer_gets_no_second_one(
     listening: Listening, monkeypatch: pytest.MonkeyPatch, raw: bytes, expected: int
 ) -> None:
     monkeypatch.setattr(server, "LINGER_S", QUICK_S)
-    reader, writer = await listening.open()
-    writer.write(raw)
-    async with asyncio.timeout(5):
-        answer = await reader.readuntil(b"\r\n\r\n")
-        writer.write(b" ")
-        answer += await reader.read()
-    writer.close()
 
-    assert only_problem(answer) == expected
+    assert only_problem(await listening.say_in_two(raw, b" ")) == expected
 
 
 async def test_a_body_that_cannot_be_read_after_its_answer_gets_no_second_one(listening: Listening) -> None:
     token = listening.world.tokens.give("ann", "actions:write")
-    reader, writer = await listening.open()
-    writer.write(chunked(b"{", token).replace(b"application/json", b"text/plain"))
-    async with asyncio.timeout(5):
-        answer = await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"no chunk")
-        answer += await reader.read()
-    writer.close()
+    raw = chunked(b"{", token).replace(b"application/json", b"text/plain")
 
-    assert only_problem(answer) == 415
+    assert only_problem(await listening.say_in_two(raw, b"no chunk")) == 415
 
 
 async def test_a_connection_is_idle_once_a_refused_body_has_come(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", QUICK_S)
-    reader, writer = await listening.open()
-    writer.write(post(b"{", length=2).replace(b"application/json", b"text/plain"))
-    async with asyncio.timeout(5):
-        answer = await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"}")
-        answer += await reader.read()
-    writer.close()
+    raw = post(b"{", length=2).replace(b"application/json", b"text/plain")
 
-    assert only_problem(answer) == 415
+    assert only_problem(await listening.say_in_two(raw, b"}")) == 415
 
 
 async def test_a_connection_is_not_idle_if_a_request_came_with_the_end_of_a_refused_body(
