@@ -251,9 +251,9 @@ class Protocol(HttpToolsProtocol):
         """Give up the request that is coming in. One that has its answer gets no second one."""
         if self.transport.is_closing() or self.lingering_since_s:
             return
-        cycle, in_body = self.cycle, self._begun and not self._head_open
-        answered = cycle is None or cycle.response_complete
-        if self.pipeline or not (cycle is None or answered or (in_body and not cycle.response_started)):
+        answered, in_body = self._is_answered(), self._begun and not self._head_open
+        begun = self.cycle is not None and self.cycle.response_started
+        if self.pipeline or not (answered or (in_body and not begun)):
             # It would be taken for the answer to a request before, or for a part of one.
             self.transport.abort()
             return
